@@ -1,0 +1,31 @@
+"""Decides the order in which rows and fields are shown to the model, so that prompts share prefixes."""
+
+from __future__ import annotations
+
+from .cells import Cells, encode
+from .deduplication import Deduplication, deduplicate
+from .dependencies import find_dependencies
+from .errors import OptimizerError
+from .ordering import Ordering, OrderingStats
+from .prefix_hits import PrefixHits, prefix_hits
+from .prompts import render
+from .reorder import METHODS, reorder
+from .statistics import ColumnStatistics, column_statistics
+
+__all__ = [
+    "METHODS",
+    "Cells",
+    "ColumnStatistics",
+    "Deduplication",
+    "OptimizerError",
+    "Ordering",
+    "OrderingStats",
+    "PrefixHits",
+    "column_statistics",
+    "deduplicate",
+    "encode",
+    "find_dependencies",
+    "prefix_hits",
+    "render",
+    "reorder",
+]

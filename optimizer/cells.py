@@ -1,0 +1,164 @@
+"""Cell encoding: a table becomes integer codes and, per column, the distinct rendered cells that they index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import OptimizerError
+from .rendering import TEXT, quote_name, render_values
+
+Codes = npt.NDArray[np.int32]
+Lengths = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table as its distinct rendered cells; made by `encode`.
+
+    A cell's text is `"name": <json value>,` and a newline. NULL has code -1 and the empty text, in every column.
+    """
+
+    names: tuple[str, ...]
+    codes: Codes  # [rows, columns], -1 is NULL
+    texts: tuple[pa.Array, ...]  # per column large_string [distinct], each used by at least one row
+    lengths: tuple[Lengths, ...]  # per column int64 [distinct], characters unless `with_lengths` gave others
+    unit: str = "characters"
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return int(self.codes.shape[0])
+
+    @property
+    def num_columns(self) -> int:
+        """Number of columns."""
+        return int(self.codes.shape[1])
+
+    @cached_property
+    def offsets(self) -> Lengths:
+        """First global cell id of each column, int64 [columns + 1]; global id 0 is NULL."""
+        return np.concatenate([[1], 1 + np.cumsum([len(texts) for texts in self.texts])]).astype(np.int64)
+
+    @cached_property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """Global cell ids [rows, columns]: column offset + code, 0 for NULL."""
+        return np.where(self.codes < 0, 0, self.codes + self.offsets[:-1])
+
+    @cached_property
+    def id_lengths(self) -> Lengths:
+        """Length of each global cell id, int64 [distinct cells + 1]; 0 for NULL."""
+        return np.concatenate([np.zeros(1, dtype=np.int64), *self.lengths])
+
+    @cached_property
+    def id_texts(self) -> pa.Array:
+        """Text of each global cell id, large_string [distinct cells + 1]; empty for NULL."""
+        return pa.concat_arrays([pa.array([""], TEXT), *self.texts])
+
+    def with_lengths(self, lengths: Sequence[npt.ArrayLike], unit: str = "tokens") -> Cells:
+        """The same cells measured otherwise: per column one length per distinct cell, e.g. token counts.
+
+        Raises OptimizerError when the shapes do not fit or a length is negative.
+        """
+        arrays = tuple(np.asarray(column, dtype=np.int64) for column in lengths)
+        wanted = [len(texts) for texts in self.texts]
+        if [array.shape for array in arrays] != [(count,) for count in wanted]:
+            given = [array.shape for array in arrays]
+            raise OptimizerError(f"lengths must be one array per column with {wanted} entries, got shapes {given}")
+        if any(len(array) and int(array.min()) < 0 for array in arrays):
+            raise OptimizerError("lengths of cells must not be negative")
+        return replace(self, lengths=arrays, unit=unit)
+
+    def select_rows(self, rows: npt.NDArray[np.integer]) -> Cells:
+        """The cells of some rows; the distinct texts stay as they are, so codes keep their meaning."""
+        return replace(self, codes=self.codes[rows])
+
+
+def encode(table: pa.Table) -> Cells:
+    """Render and number the distinct cells of a table, column by column, in order of first occurrence.
+
+    Raises OptimizerError for a value whose Arrow type has no canonical text.
+    """
+    if isinstance(table, pa.RecordBatch):
+        table = pa.Table.from_batches([table])
+    codes = np.empty((table.num_rows, table.num_columns), dtype=np.int32, order="F")
+    all_texts, all_lengths = [], []
+    for position, name in enumerate(table.column_names):
+        try:
+            codes[:, position], values = _encode_values(_one_array(table.column(position)))
+        except OptimizerError as error:
+            raise OptimizerError(f"column {name!r}: {error}") from None
+        head = pa.scalar(quote_name(name) + ": ", TEXT)
+        texts = pc.binary_join_element_wise(head, values, pa.scalar(",\n", TEXT), pa.scalar("", TEXT))
+        all_texts.append(texts)
+        all_lengths.append(pc.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.int64))
+    return Cells(tuple(table.column_names), codes, tuple(all_texts), tuple(all_lengths))
+
+
+def as_cells(table: pa.Table | Cells) -> Cells:
+    """`table` itself when it is encoded already, else its encoding. Raises OptimizerError for anything else."""
+    if isinstance(table, Cells):
+        return table
+    if isinstance(table, pa.Table | pa.RecordBatch):
+        return encode(table)
+    raise OptimizerError(
+        f"expected a pyarrow Table or Cells, got {type(table).__name__}; convert with pyarrow.table(...)"
+    )
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.unify_dictionaries()
+    if pa.types.is_string(column.type):
+        column = pc.cast(column, TEXT)  # chunks together may hold more than 2 GiB
+    array = column.combine_chunks()
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _encode_values(values: pa.Array) -> tuple[Codes, pa.Array]:
+    """Codes of the values and the rendered text of each distinct one."""
+    kind = values.type
+    if pa.types.is_null(kind):
+        return np.full(len(values), -1, dtype=np.int32), pa.array([], TEXT)
+    if pa.types.is_string_view(kind):
+        values = pc.cast(values, TEXT)
+    if pa.types.is_dictionary(kind):
+        inner_codes, texts = _encode_values(values.dictionary)
+        codes = _indices(values.indices)
+        codes = np.where(codes < 0, -1, inner_codes[codes]) if len(inner_codes) else codes
+        return _without_unused(codes, texts)
+    if _is_nested(kind):
+        encoded = render_values(values).dictionary_encode()
+        return _indices(encoded.indices), encoded.dictionary
+    encoded = values.dictionary_encode()
+    texts = render_values(encoded.dictionary)
+    codes = _indices(encoded.indices)
+    if pa.types.is_floating(kind):  # 0.0 and -0.0, or two NaNs, are one cell
+        again = texts.dictionary_encode()
+        codes = np.where(codes < 0, -1, _indices(again.indices)[codes]) if len(texts) else codes
+        texts = again.dictionary
+    return codes, texts
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_nested(kind) or pa.types.is_run_end_encoded(kind) or isinstance(kind, pa.BaseExtensionType))
+
+
+def _indices(indices: pa.Array) -> Codes:
+    codes: Codes = pc.cast(indices, pa.int32()).fill_null(-1).to_numpy(zero_copy_only=False)
+    return codes
+
+
+def _without_unused(codes: Codes, texts: pa.Array) -> tuple[Codes, pa.Array]:
+    used = np.flatnonzero(np.bincount(codes[codes >= 0], minlength=len(texts)))
+    if len(used) == len(texts):
+        return codes, texts
+    renumbered = np.full(len(texts) + 1, -1, dtype=np.int32)  # the last entry answers code -1
+    renumbered[used] = np.arange(len(used), dtype=np.int32)
+    return renumbered[codes], texts.take(pa.array(used))

@@ -1,0 +1,52 @@
+"""The result of reordering: which row comes when, and which field stands where in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class OrderingStats:
+    """What reordering found; units are characters or tokens, as the lengths of the cells are."""
+
+    method: str  # the method asked for
+    chosen: str  # the method whose ordering this is; differs under "auto"
+    num_rows: int
+    num_distinct: int
+    num_columns: int
+    units: int  # in all prompt bodies
+    hit_units: int  # of them found as a prefix of an earlier prompt, whole cells, unbounded cache
+    unit: str
+    seconds: float  # encoding included where a table was given
+    candidates: Mapping[str, int] = field(default_factory=dict)  # hit units of every method that was scored
+
+    @property
+    def hit_rate(self) -> float:
+        """Predicted share of units that need no computing, 0 to 1."""
+        return self.hit_units / self.units if self.units else 0.0
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """A permutation of the rows and, for each shown row, of its fields."""
+
+    rows: npt.NDArray[np.int64]  # [rows] table rows in the order in which they are shown
+    fields: npt.NDArray[np.int32]  # [rows, columns] for each shown row its columns in prompt order
+    stats: OrderingStats
+
+    def explain(self) -> str:
+        """A few lines for people: rows, distinct rows, units, predicted hit rate, and what the candidates reached."""
+        stats = self.stats
+        lines = [
+            f"rows {stats.num_rows:,} -> distinct {stats.num_distinct:,}, columns {stats.num_columns:,}",
+            f"{stats.unit} {stats.units:,} -> computed {stats.units - stats.hit_units:,}",
+            f"predicted prefix hit rate {stats.hit_rate:.1%} (method {stats.chosen}, {stats.seconds:.2f} s)",
+        ]
+        for name, hits in stats.candidates.items():
+            rate = hits / stats.units if stats.units else 0.0
+            lines.append(f"  {name:<6} {rate:.1%}")
+        return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""Reordering: which row comes when, and which field stands where in it, so that prompts share prefixes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from .cells import Cells, as_cells
+from .deduplication import Deduplication, deduplicate
+from .dependencies import find_dependencies
+from .errors import OptimizerError
+from .fixed import Fields, fixed_fields, given_fields
+from .ordering import Ordering, OrderingStats
+from .prefix_hits import hit_cells
+from .prefix_tree import depth_first, prompt_sequences
+from .tree import tree_fields
+
+METHODS = ("auto", "none", "sort", "fixed", "tree")
+Ints = npt.NDArray[np.int64]
+
+
+def reorder(
+    table: pa.Table | Cells,
+    *,
+    method: str = "auto",
+    dependencies: Sequence[tuple[str, str]] | None = None,
+    unordered: Sequence[str] = (),
+    capacity: int | None = None,
+    seed: int = 0,
+) -> Ordering:
+    """Order the rows and, per row, the fields of a table; `auto` takes the best of the other methods.
+
+    `none` keeps everything, `sort` sorts rows by the columns as given, `fixed` does so with columns by statistics,
+    `tree` chooses the fields of each row by growing a prefix tree. Rows always come depth-first, equal rows together.
+    Raises OptimizerError for an unknown method or a table that cannot be encoded.
+    """
+    started = time.perf_counter()
+    _refuse_unfinished(dependencies, unordered, capacity)
+    if method not in METHODS:
+        raise OptimizerError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    cells = as_cells(table)
+    duplicates = deduplicate(cells)
+    distinct = cells.select_rows(duplicates.first)
+    candidates = _candidates(method)
+    hits: dict[str, int] = {}
+    best: tuple[int, str, Fields, Ints] | None = None
+    for name in candidates:
+        fields = candidates[name](distinct)
+        sequences = prompt_sequences(distinct, fields)
+        hits[name] = int(hit_cells(sequences, len(cells.id_lengths)) @ cells.id_lengths)
+        if best is None or hits[name] > best[0]:
+            best = (hits[name], name, fields, sequences)
+    assert best is not None
+    _, chosen, fields, sequences = best
+    rows, shown_fields = _all_rows(duplicates, fields, None if chosen == "none" else depth_first(sequences))
+    units = int(cells.id_lengths[cells.ids].sum())
+    repeated = units - int(cells.id_lengths[distinct.ids].sum())  # later copies of a row are hits from end to end
+    stats = OrderingStats(
+        method=method,
+        chosen=chosen,
+        num_rows=cells.num_rows,
+        num_distinct=duplicates.num_distinct,
+        num_columns=cells.num_columns,
+        units=units,
+        hit_units=hits[chosen] + repeated,
+        unit=cells.unit,
+        seconds=time.perf_counter() - started,
+        candidates={name: count + repeated for name, count in hits.items()},
+    )
+    return Ordering(rows, shown_fields, stats)
+
+
+def _candidates(method: str) -> dict[str, Callable[[Cells], Fields]]:
+    # under "auto" the first of equals wins, so the simplest come first; "none" never beats "sort"
+    methods: dict[str, Callable[[Cells], Fields]] = {
+        "sort": given_fields,
+        "fixed": fixed_fields,
+        "tree": lambda cells: tree_fields(cells, find_dependencies(cells)),
+    }
+    return methods if method == "auto" else {method: methods.get(method, given_fields)}
+
+
+def _all_rows(duplicates: Deduplication, fields: Fields, order: Ints | None) -> tuple[Ints, Fields]:
+    """Rows and fields of all shown rows, from fields of the distinct rows and their order (None: as in the table)."""
+    inverse = duplicates.inverse
+    if order is None:
+        return np.arange(len(inverse)), fields[inverse]
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    rows = np.argsort(place[inverse], kind="stable")
+    return rows, fields[inverse[rows]]
+
+
+def _refuse_unfinished(
+    dependencies: Sequence[tuple[str, str]] | None, unordered: Sequence[str], capacity: int | None
+) -> None:
+    given = {"dependencies": dependencies is not None, "unordered": bool(unordered), "capacity": capacity is not None}
+    for name, is_given in given.items():
+        if is_given:
+            raise OptimizerError(f"reorder(..., {name}=...) is not available in this version; leave it out")
