@@ -1,0 +1,470 @@
+"""The engine: requests in, completions out, one step at a time."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from .batch import StepBatch, build_batch
+from .blocks import BlockPool
+from .choices import PROMPT, ChoicePlan, best_choice, plan_choices
+from .errors import EngineError, ModelError, RequestError
+from .fair_lock import FairLock
+from .loading import eos_token_ids, load_model, max_context, resolve_device, resolve_dtype
+from .memory import max_logit_rows, num_kv_blocks
+from .model_runner import ModelRunner
+from .request import Completion, FinishReason, Request
+from .sampling import draw, greedy, label_log_probs
+from .scheduler import Chunk, Scheduler
+from .sequence import Sequence
+from .stats import EngineStats
+from .tokenizer import PromptTokenizer, load_tokenizer
+from .tree import PrefixTree
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_MAX_BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+
+
+class Engine:
+    """A model in this process that answers batches of requests and computes every shared prefix once.
+
+    Example:
+        with Engine("path/to/model") as engine:
+            for completion in engine.generate([Request(0, [1, 2, 3]), Request(1, [1, 2, 4], choices=["Yes", "No"])]):
+                print(completion.id, completion.text)
+
+    Any number of threads may call `generate` at once; steps run one after the other and serve them all.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | PreTrainedModel,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        kv_memory: int | str | None = None,
+        max_batch_tokens: int | None = None,
+        tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
+        trust_remote_code: bool = False,
+        block_size: int = 16,
+        max_running: int = 256,
+        window: int = 4096,
+        prefix_sharing: bool = True,
+        share_in_step: bool = True,
+        cascade: bool = True,
+    ) -> None:
+        """Load the model and make its KV pool.
+
+        Args:
+            model: a folder with config.json and *.safetensors, a hub id, or a transformers model (left unchanged).
+            device: "auto", "cpu", "cuda" or "cuda:N".
+            dtype: "auto" (float32 on CPU, bfloat16 on CUDA), "float32", "bfloat16" or "float16".
+            kv_memory: bytes of the KV pool, or a text such as "2GiB"; None takes a share of what is free.
+            max_batch_tokens: tokens of one step at most; None chooses by device.
+            tokenizer: where the tokenizer is, if not with the model.
+            trust_remote_code: whether the model's own Python code may run.
+            block_size: tokens of one KV block.
+            max_running: requests in the works at one time, at most.
+            window: requests taken from the input ahead of those that run; bounds memory.
+            prefix_sharing: False gives each request a path of its own: the baseline without reuse.
+            share_in_step: False makes a request wait while another computes its prefix in the same step.
+            cascade: False lets every row read all of its keys by itself (torch path only).
+
+        Raises:
+            ModelError: the model cannot be loaded or its architecture is not supported.
+            MemoryBudgetError: the KV budget is malformed, less than a block, or more than there is.
+        """
+        limits = {"block_size": block_size, "max_running": max_running, "window": window}
+        if max_batch_tokens is not None:
+            limits["max_batch_tokens"] = max_batch_tokens
+        for name, value in limits.items():
+            if value < 1:
+                raise EngineError(f"{name} must be at least 1, got {value}")
+        self._lock = FairLock()
+        self._closed = False
+        self._abandoned: deque[_Stream] = deque()
+        self._streams: list[_Stream] = []
+        self.stats = EngineStats()
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
+        loaded = load_model(model, device=self.device, dtype=self.dtype, trust_remote_code=trust_remote_code)
+        self.eos_token_ids = eos_token_ids(loaded)
+        self.max_context = max_context(loaded)
+        self.block_size = block_size
+        self._runner = ModelRunner(loaded, device=self.device, dtype=self.dtype, cascade=cascade)
+        num_blocks = num_kv_blocks(
+            kv_memory,
+            bytes_per_token=self._runner.kv_bytes_per_token,
+            block_size=block_size,
+            context=self.max_context,
+            device=self.device,
+        )
+        self._runner.allocate(num_blocks * block_size)
+        self._pool = BlockPool(num_blocks, block_size)
+        max_logits = max_logit_rows(self._runner.vocab_size)
+        self._scheduler = Scheduler(
+            PrefixTree(self._pool, sharing=prefix_sharing),
+            max_tokens=max_batch_tokens or _MAX_BATCH_TOKENS.get(self.device.type, 1024),
+            max_logits=max_logits,
+            max_running=min(max_running, max_logits),
+            share_in_step=share_in_step,
+        )
+        self._window = window
+        self._trust_remote_code = trust_remote_code
+        self._tokenizer_source = tokenizer if tokenizer is not None else model
+        self._tokenizer: PromptTokenizer | None = None
+
+    @property
+    def tokenizer(self) -> PromptTokenizer:
+        """The model's tokenizer, loaded on first use; raises ModelError when the model has none."""
+        if self._tokenizer is None:
+            source: Any = self._tokenizer_source
+            if isinstance(source, (str, Path, os.PathLike)):
+                self._tokenizer = load_tokenizer(
+                    source, eos_token_ids=self.eos_token_ids, trust_remote_code=self._trust_remote_code
+                )
+            elif hasattr(source, "apply_chat_template"):
+                self._tokenizer = PromptTokenizer(source, eos_token_ids=self.eos_token_ids)
+            else:
+                raise ModelError("a model object comes without a tokenizer: give Engine(model, tokenizer=...)")
+        return self._tokenizer
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Answer the requests, yielding each completion as soon as it is finished.
+
+        The input is read lazily, `window` requests ahead. A request that is invalid or fails gets a completion with
+        `error` set; all others finish. Closing the iterator early cancels what is left. Raises EngineError when the
+        engine is closed.
+        """
+        self._check_open()
+        return self._generate(_Stream(iter(requests)))
+
+    def check(self) -> None:
+        """Assert the invariants of the tree, the KV blocks and the scheduler."""
+        with self._lock:
+            self._reap()
+            self._scheduler.check()
+
+    def close(self) -> None:
+        """Free the model and the KV pool; running `generate` calls end with EngineError. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for stream in self._streams:
+                stream.drop(self._scheduler)
+            del self._runner
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # The loop: refill, step, yield; a step is schedule, run, commit, read.
+
+    def _generate(self, stream: _Stream) -> Iterator[Completion]:
+        try:
+            while True:
+                arrived = stream.read(self._window)  # outside the lock: the input may be another generate()
+                with self._lock:
+                    self._check_open()
+                    self._reap()
+                    self._add(stream, arrived)
+                    if stream.live and not stream.finished:
+                        self._step()
+                while stream.finished:
+                    yield stream.finished.popleft()
+                if stream.exhausted and not stream.live:
+                    return
+        finally:
+            self._abandon(stream)
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        step = self._scheduler.schedule()
+        if step is None:
+            return
+        for sequence, problem in step.rejected:
+            self._finish(sequence, "error", error=problem)
+        if not step.chunks:
+            return
+        batch = build_batch(step, self.block_size)
+        scheduled = time.perf_counter()
+        logits = self._runner.forward(batch)
+        ran = time.perf_counter()
+        self._scheduler.commit(step)
+        self._count(step.chunks)
+        self._read(batch, logits, step.prefilled)
+        self.stats.steps += 1
+        self.stats.step_tokens += step.num_tokens
+        self.stats.peak_kv_blocks = self._pool.peak_used
+        self.stats.schedule_seconds += scheduled - started
+        self.stats.model_seconds += ran - scheduled
+        self.stats.sample_seconds += time.perf_counter() - ran
+
+    def _read(self, batch: StepBatch, logits: torch.Tensor, prefilled: list[Sequence]) -> None:
+        """Turn the step's logits into tokens and scores, and finish the requests that are done."""
+        writers: list[tuple[Sequence, int]] = []  # sequence, logit row
+        scored: list[tuple[_Job, int, int, int]] = []  # job, label index, logit row, token id
+        for chunk, first_row in batch.readers:
+            for sequence in chunk.sequences:
+                if sequence.scores_only:
+                    scored.extend(_label_terms(sequence, chunk, first_row))
+                else:
+                    writers.append((sequence, first_row))
+        if scored:
+            values = label_log_probs(logits, [row for _, _, row, _ in scored], [token for *_, token in scored])
+            for (job, label, _, _), value in zip(scored, values.tolist()):
+                job.scores[label] += value
+        for sequence in prefilled:
+            if sequence.scores_only:
+                self._finish_choice(sequence)
+        if writers:
+            self._append_tokens(writers, logits)
+
+    def _append_tokens(self, writers: list[tuple[Sequence, int]], logits: torch.Tensor) -> None:
+        tokens, usable = greedy(logits)
+        drawn = {sequence: row for sequence, row in writers if _job(sequence).request.temperature > 0 and usable[row]}
+        drawn_tokens: dict[Sequence, int] = {}
+        if drawn:
+            jobs = [_job(sequence) for sequence in drawn]
+            index = torch.tensor(list(drawn.values()), device=logits.device)
+            ids = draw(
+                logits[index],
+                [job.request.temperature for job in jobs],
+                [job.seed for job in jobs],
+                [len(job.output) for job in jobs],
+            )
+            drawn_tokens = dict(zip(drawn, ids.tolist()))
+        greedy_tokens, usable_rows = tokens.tolist(), usable.tolist()
+        for sequence, row in writers:
+            if not usable_rows[row]:
+                self._finish(sequence, "error", error="the model's logits are NaN for this prompt")
+                continue
+            job = _job(sequence)
+            token = drawn_tokens.get(sequence, greedy_tokens[row])
+            job.output.append(token)
+            self.stats.output_tokens += 1
+            if token in self.eos_token_ids and not job.request.ignore_eos:
+                self._finish(sequence, "stop")
+            elif len(job.output) == sequence.max_tokens:
+                self._finish(sequence, "length")
+            else:
+                self._scheduler.append(sequence, token)
+
+    # Requests on their way in and out.
+
+    def _add(self, stream: _Stream, requests: list[Request]) -> None:
+        for request in requests:
+            self.stats.requests += 1
+            try:
+                sequence = self._validate(stream, request)
+            except RequestError as problem:
+                self.stats.failed_requests += 1
+                stream.finished.append(
+                    Completion(getattr(request, "id", None), finish_reason="error", error=str(problem))
+                )
+                continue
+            self.stats.prompt_tokens += len(sequence.token_ids)
+            stream.live[sequence] = None
+            self._scheduler.add(sequence)
+        if requests and stream not in self._streams:
+            self._streams.append(stream)
+
+    def _validate(self, stream: _Stream, request: Request) -> Sequence:
+        """The request as a sequence; raises RequestError with the numbers."""
+        if not isinstance(request, Request):
+            raise RequestError(f"expected a Request, got {type(request).__name__}")
+        if request.grammar is not None:
+            raise RequestError("constrained output by grammar is not available yet")
+        if not request.temperature >= 0:
+            raise RequestError(f"temperature must be 0 or more, got {request.temperature}")
+        token_ids = self._token_ids(request)
+        choices = None if request.choices is None else self._choices(request.choices)
+        if choices is not None:
+            max_tokens, longest = 0, max(len(label) for label in choices.labels)
+        elif request.max_tokens < 1:
+            raise RequestError(f"max_tokens must be at least 1, got {request.max_tokens}")
+        else:
+            max_tokens = longest = request.max_tokens
+        if self.max_context is not None and len(token_ids) + longest > self.max_context:
+            what = "max_tokens" if choices is None else "tokens of the longest choice"
+            raise RequestError(
+                f"the prompt has {len(token_ids)} tokens; with {longest} {what} that is {len(token_ids) + longest}, and"
+                f" the model's context holds {self.max_context}: shorten the prompt or the output"
+            )
+        seed = secrets.randbits(63) if request.seed is None else request.seed % 2**63
+        job = _Job(request, stream, seed, choices)
+        if choices is not None:
+            job.scores = np.zeros(len(choices.labels))
+        trie = () if choices is None else choices.trie
+        return Sequence(token_ids, max_tokens, labels=trie, scores_only=choices is not None, payload=job)
+
+    def _token_ids(self, request: Request) -> npt.NDArray[np.int32]:
+        try:
+            token_ids = np.asarray(request.token_ids)
+        except Exception as problem:
+            raise RequestError(f"token_ids cannot be read as an array: {problem}") from problem
+        if token_ids.size == 0:
+            raise RequestError("the prompt has no tokens")
+        if token_ids.ndim != 1 or token_ids.dtype.kind not in "iu":
+            raise RequestError(f"token_ids must be one row of integers, got {token_ids.dtype} {token_ids.shape}")
+        outside = (token_ids < 0) | (token_ids >= self._runner.vocab_size)
+        if outside.any():
+            where = int(outside.argmax())
+            raise RequestError(
+                f"token id {int(token_ids[where])} at index {where} is outside the model's vocabulary of"
+                f" {self._runner.vocab_size}"
+            )
+        return token_ids.astype(np.int32)
+
+    def _choices(self, choices: Iterable[str | Iterable[int]]) -> ChoicePlan:
+        if isinstance(choices, str):
+            raise RequestError(f"choices must be a list, got the single text {choices!r}")
+        labels, texts = [], []
+        for choice in choices:
+            if isinstance(choice, str):
+                labels.append(self.tokenizer.encode(choice).tolist())
+                texts.append(choice)
+            else:
+                labels.append([int(token) for token in choice])
+                texts.append("")
+        end = self._tokenizer.end_token_id if self._tokenizer is not None else None
+        if end is None and self.eos_token_ids:
+            end = self.eos_token_ids[0]
+        return plan_choices(labels, texts, end_token=end, vocab_size=self._runner.vocab_size)
+
+    def _finish_choice(self, sequence: Sequence) -> None:
+        job = _job(sequence)
+        assert job.choices is not None
+        if np.isnan(job.scores).any():
+            self._finish(sequence, "error", error="the model's logits are NaN for this prompt")
+            return
+        self._finish(sequence, "choice", choice_index=best_choice(job.scores))
+
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, *, error: str | None = None, choice_index: int | None = None
+    ) -> None:
+        job = _job(sequence)
+        if sequence in job.stream.live:
+            del job.stream.live[sequence]
+        if not (reason == "error" and not sequence.started):  # rejected ones are not in the tree any more
+            self._scheduler.remove(sequence)
+        output, text, log_probs = tuple(job.output), "", None
+        if choice_index is not None and job.choices is not None:
+            output = job.choices.labels[choice_index]
+            text = job.choices.texts[choice_index] or self._decode(output)
+            log_probs = tuple(job.scores.tolist())
+        elif error is None:
+            text = self._decode(output[:-1] if reason == "stop" else output)
+        else:
+            self.stats.failed_requests += 1
+        job.stream.finished.append(
+            Completion(job.request.id, output, text, reason, error, choice_index, log_probs, len(sequence.token_ids))
+        )
+
+    def _decode(self, token_ids: tuple[int, ...]) -> str:
+        try:
+            return self.tokenizer.decode(token_ids)
+        except ModelError:
+            return ""
+
+    def _abandon(self, stream: _Stream) -> None:
+        """Cancel what is left of a stream; may run at any time, even as a finaliser inside a step."""
+        self._abandoned.append(stream)
+        while self._abandoned and self._lock.acquire_now():  # otherwise the lock's holder does it, at its next turn
+            try:
+                self._reap()
+            finally:
+                self._lock.release()
+
+    def _reap(self) -> None:
+        while self._abandoned:
+            stream = self._abandoned.popleft()
+            stream.drop(self._scheduler)
+            if stream in self._streams:
+                self._streams.remove(stream)
+
+    def _count(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            if chunk.all_logits:
+                self.stats.label_tokens += chunk.length
+            elif not (chunk.sequences and chunk.sequences[0].tail is chunk.node):
+                self.stats.computed_tokens += chunk.length
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("the engine is closed")
+
+
+@dataclass(eq=False)
+class _Stream:
+    """One call of `generate`: its input, its requests in the engine, and its completions not yet yielded."""
+
+    requests: Iterator[Request]
+    exhausted: bool = False
+    live: dict[Sequence, None] = field(default_factory=dict)
+    finished: deque[Completion] = field(default_factory=deque)
+
+    def read(self, window: int) -> list[Request]:
+        """Fill the window up when it is half empty."""
+        if self.exhausted or len(self.live) > window // 2:
+            return []
+        wanted = window - len(self.live)
+        arrived = list(islice(self.requests, wanted))
+        self.exhausted = len(arrived) < wanted
+        return arrived
+
+    def drop(self, scheduler: Scheduler) -> None:
+        """Cancel all requests that are left."""
+        for sequence in self.live:
+            scheduler.remove(sequence)
+        self.live.clear()
+        self.exhausted = True
+
+
+@dataclass(eq=False)
+class _Job:
+    """The engine's side of a sequence."""
+
+    request: Request
+    stream: _Stream
+    seed: int
+    choices: ChoicePlan | None
+    output: list[int] = field(default_factory=list)
+    scores: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+
+def _job(sequence: Sequence) -> _Job:
+    return cast(_Job, sequence.payload)
+
+
+def _label_terms(sequence: Sequence, chunk: Chunk, first_row: int) -> Iterator[tuple[_Job, int, int, int]]:
+    """(job, label, logit row, token) of every log-probability that the chunk's logits give."""
+    job = _job(sequence)
+    assert job.choices is not None
+    terms = job.choices.terms
+    if chunk.node is sequence.leaf:
+        for label, token in terms.get(PROMPT, ()):
+            yield job, label, first_row, token
+        return
+    index = sequence.label_nodes.index(chunk.node)
+    for offset in range(chunk.start, chunk.end):
+        for label, token in terms.get((index, offset), ()):
+            yield job, label, first_row + offset - chunk.start, token

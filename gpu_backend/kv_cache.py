@@ -1,0 +1,45 @@
+"""The paged KV pool on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one attention layer keeps per token."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    def num_elements(self) -> int:
+        """Numbers kept per token."""
+        return self.kv_heads * (self.key_dim + self.value_dim)
+
+
+class KVCache:
+    """Keys and values of every layer, by slot; which slot holds what is the tree's business."""
+
+    def __init__(
+        self, shapes: Sequence[LayerShape], num_slots: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        def pool(kv_heads: int, dim: int) -> torch.Tensor:  # zeros: the system hands out the pages on first use
+            return torch.zeros((num_slots, kv_heads, dim), dtype=dtype, device=device)
+
+        self.keys = [pool(shape.kv_heads, shape.key_dim) for shape in shapes]  # [num_slots, kv_heads, key_dim]
+        self.values = [pool(shape.kv_heads, shape.value_dim) for shape in shapes]  # [num_slots, kv_heads, value_dim]
+
+    def write(
+        self,
+        layer: int,
+        slots: torch.Tensor,  # [tokens] int64
+        key: torch.Tensor,  # [tokens, kv_heads, key_dim]
+        value: torch.Tensor,  # [tokens, kv_heads, value_dim]
+    ) -> None:
+        """Store the step's keys and values of one layer."""
+        self.keys[layer].index_copy_(0, slots, key)
+        self.values[layer].index_copy_(0, slots, value)
