@@ -107,6 +107,8 @@ def _read(name: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedM
         hint = "" if is_folder else " (it is no local folder; as a hub id it could not be fetched either)"
         raise ModelError(f"cannot read the configuration of model {name!r}{hint}: {_first_line(error)}") from error
     _check_architecture(name, config)
+    progress_bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()  # the caller shows progress of its own
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(
             source,
@@ -118,6 +120,9 @@ def _read(name: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedM
         )
     except Exception as error:
         raise ModelError(f"cannot load model {name!r}: {_first_line(error)}") from error
+    finally:
+        if progress_bars:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def _adopt(model: PreTrainedModel) -> PreTrainedModel:

@@ -34,7 +34,7 @@ def parse_bytes(amount: int | str) -> int:
 def num_kv_blocks(
     kv_memory: int | str | None, *, bytes_per_token: int, block_size: int, context: int | None, device: torch.device
 ) -> int:
-    """Blocks of the KV pool; raises MemoryBudgetError when the budget is less than a block or more than what is free."""
+    """Blocks of the KV pool; raises MemoryBudgetError for a budget of less than a block, or of more than is free."""
     free = free_memory(device)
     block_bytes = bytes_per_token * block_size
     if kv_memory is None:
