@@ -1,1 +1,51 @@
-"""SELECT llm(...) in DuckDB and Spark, answered by an embedded paged-KV engine."""
+"""SELECT llm(...) in DuckDB and Spark, answered by an embedded paged-KV engine.
+
+    import llmsql
+    con = llmsql.connect()
+    con.sql("SELECT llm_filter('Is it positive?', review) FROM 'reviews.csv'").show()
+
+Importing this package loads neither torch nor pyspark; both are loaded when they are first needed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from llmsql.errors import CallError, ClosedError, LlmsqlError, ModelError, QueryError, RowError, SettingError
+
+if TYPE_CHECKING:
+    from llmsql.connect import connect, register
+    from llmsql.session import LlmsqlWarning, Session
+
+__version__ = "0.1.0"
+__all__ = [
+    "CallError",
+    "ClosedError",
+    "LlmsqlError",
+    "LlmsqlWarning",
+    "ModelError",
+    "QueryError",
+    "RowError",
+    "Session",
+    "SettingError",
+    "connect",
+    "register",
+]
+
+_LAZY = {
+    "connect": "llmsql.connect",
+    "register": "llmsql.connect",
+    "Session": "llmsql.session",
+    "LlmsqlWarning": "llmsql.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    if name in ("spark", "testing"):
+        return import_module(f"llmsql.{name}")
+    raise AttributeError(f"module 'llmsql' has no attribute {name!r}")

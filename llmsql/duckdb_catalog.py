@@ -1,0 +1,120 @@
+"""DuckDB's knowledge of names and types, for the planner."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import duckdb
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+from llmsql.errors import QueryError
+from llmsql.planner.parsing import parameters_of
+
+Run = Callable[..., list[tuple[Any, ...]]]
+
+
+class DuckDBCatalog:
+    """Answers the planner's questions on the user's own connection, so that temp tables and open transactions count.
+
+    Args:
+        run: runs SQL with named parameters where the caller's variables can be seen.
+        scope: the caller's variables.
+        parameters: the statement's parameter values by name.
+    """
+
+    dialect = "duckdb"
+    _numbers = itertools.count(1)
+    _process = uuid.uuid4().hex[:8]
+
+    def __init__(self, run: Run, scope: Mapping[str, Any], parameters: Mapping[str, Any]):
+        self._run = run
+        self._scope = scope
+        self._parameters = parameters
+        self._functions: dict[str, set[str]] | None = None
+
+    def columns(self, query: exp.Query) -> list[tuple[str, str]]:
+        """(name, type) of each result column; see `Catalog.columns`."""
+        sql = "DESCRIBE " + query.sql(dialect=self.dialect)
+        try:
+            return [(row[0], row[1]) for row in self._run(sql, parameters_of(query, self._parameters))]
+        except duckdb.Error as problem:
+            raise QueryError(_shown(problem)) from problem
+
+    def constant(self, expression: exp.Expression) -> Any:
+        """The value of a constant expression; literals without asking DuckDB."""
+        if isinstance(expression, exp.Literal) and expression.is_string:
+            return expression.this
+        if isinstance(expression, exp.Boolean):
+            return expression.this
+        query = exp.Select(expressions=[expression.copy()])
+        try:
+            found = self._run(query.sql(dialect=self.dialect), parameters_of(query, self._parameters))
+        except duckdb.Error as problem:
+            raise QueryError(_shown(problem)) from problem
+        return found[0][0]
+
+    def is_volatile(self, function: str) -> bool:
+        """See `Catalog.is_volatile`."""
+        return function.lower() in self._known_functions()["volatile"]
+
+    def is_aggregate(self, function: str) -> bool:
+        """See `Catalog.is_aggregate`."""
+        return function.lower() in self._known_functions()["aggregate"]
+
+    def view(self, table: exp.Table) -> exp.Query | None:
+        """The parsed definition of a view; None for tables, files and Python objects."""
+        if not table.name or isinstance(table.this, exp.Func):
+            return None
+        sql = "SELECT sql FROM duckdb_views() WHERE lower(view_name) = lower($name) AND NOT internal"
+        parameters = {"name": table.name}
+        if table.db:
+            sql += " AND lower(schema_name) = lower($schema)"
+            parameters["schema"] = table.db
+        found = self._run(sql, parameters)
+        if not found or not found[0][0]:
+            return None
+        try:
+            tree = sqlglot.parse_one(found[0][0], dialect=self.dialect)
+        except SqlglotError:
+            return None
+        query = tree.args.get("expression") if isinstance(tree, exp.Create) else None
+        return query if isinstance(query, exp.Query) else None
+
+    def reads_once(self, table: exp.Table) -> bool:
+        """Whether the name is one of the caller's variables and holds a stream."""
+        value = self._scope.get(table.name) if not table.db else None
+        return type(value).__name__ in ("RecordBatchReader", "Scanner")
+
+    def fresh_name(self, kind: str) -> str:
+        """See `Catalog.fresh_name`."""
+        return self.new_name(kind)
+
+    @classmethod
+    def new_name(cls, kind: str) -> str:
+        """A name that no relation of any session of any process has."""
+        return f"__llmsql_{cls._process}_{kind}_{next(cls._numbers)}"
+
+    def _known_functions(self) -> dict[str, set[str]]:
+        if self._functions is None:
+            rows = self._run(
+                "SELECT DISTINCT lower(function_name), function_type, stability FROM duckdb_functions() "
+                "WHERE function_type = 'aggregate' OR stability = 'VOLATILE'",
+                {},
+            )
+            self._functions = {
+                "aggregate": {name for name, kind, _ in rows if kind == "aggregate"},
+                "volatile": {name for name, _, stability in rows if stability == "VOLATILE"},
+            }
+        return self._functions
+
+
+def _shown(problem: Exception) -> str:
+    """DuckDB's message without the hint lines on the rewritten text, which the user never wrote."""
+    lines = str(problem).strip().splitlines()
+    kept = [line for line in lines if line.strip(" ^~") and not line.startswith("LINE ")]
+    return " ".join(line.strip() for line in kept)

@@ -1,0 +1,154 @@
+"""The LLM functions as DuckDB UDFs: optimized chunk by chunk, at most 2,048 rows at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from llmsql.answers import ARROW_TYPES
+from llmsql.errors import CallError
+from llmsql.functions import FUNCTIONS, Call, Function, make_call
+from llmsql.models import ModelSet
+from llmsql.operator import evaluate
+from llmsql.planner.calls import unique_names
+from llmsql.planner.select import IN_PLACE_PREFIX
+from llmsql.settings import Settings
+from llmsql.statistics import QueryStatistics, StageStatistics
+
+
+class ChunkFunctions:
+    """The UDFs of one connection, and the counters of what they asked.
+
+    `error` keeps the last exception raised inside a UDF: DuckDB shows only its text.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, models: ModelSet, settings: Settings):
+        self.settings = settings
+        self.statistics = QueryStatistics()
+        self.error: BaseException | None = None
+        self._models = models
+        # The connection owns its functions, and they hold this object: a strong reference back would keep both forever.
+        self._connection = weakref.ref(connection)
+        self._by_call: dict[Call, StageStatistics] = {}
+        self._lock = threading.Lock()
+        self.names: list[str] = []
+        for function in FUNCTIONS.values():
+            self._create(connection, function.name, self._plain(function), function)
+            self._create(connection, IN_PLACE_PREFIX + function.name, self._in_place, function)
+
+    def start(self, statistics: QueryStatistics) -> None:
+        """Count into `statistics` from now on."""
+        with self._lock:
+            self.statistics, self._by_call, self.error = statistics, {}, None
+
+    def remove(self) -> None:
+        """Take the functions off the connection; nothing happens when it is gone or closed already."""
+        connection, names = self._connection(), self.names
+        self.names = []
+        for name in names if connection is not None else []:
+            with contextlib.suppress(duckdb.Error, RuntimeError):
+                connection.remove_function(name)
+
+    def _create(
+        self, connection: duckdb.DuckDBPyConnection, name: str, body: Callable[..., pa.Array], function: Function
+    ) -> None:
+        with contextlib.suppress(duckdb.Error):
+            connection.remove_function(name)  # an earlier session on the same connection
+        connection.create_function(
+            name, self._guarded(body), None, function.sql_type, type="arrow", null_handling="special"
+        )
+        self.names.append(name)
+
+    def _guarded(self, body: Callable[..., pa.Array]) -> Callable[..., pa.Array]:
+        def run(*columns: pa.ChunkedArray) -> pa.Array:
+            try:
+                return body(*columns)
+            except BaseException as problem:
+                self.error = problem
+                raise
+
+        return run
+
+    def _plain(self, function: Function) -> Callable[..., pa.Array]:
+        """`llm(prompt, field…)` as SQL calls it; DuckDB does not pass the names of columns, only those in structs."""
+
+        def body(*columns: pa.ChunkedArray) -> pa.Array:
+            fields = fields_table(columns[function.leading :], [])
+            if not fields.num_columns:
+                raise CallError(f"{function.name} has no field to ask about: {function.usage}")
+            labels = columns[1] if function.leading == 2 else None
+            values: list[Any] = [None] * fields.num_rows
+            for choices, rows in _by_labels(labels, fields.num_rows):
+                call = make_call(function.name, None, choices)
+                taken = pa.array(rows)
+                answers = self._evaluate(call, fields.take(taken), columns[0].take(taken))
+                for row, value in zip(rows, answers.to_pylist()):
+                    values[row] = value
+            return pa.array(values, ARROW_TYPES[function.sql_type])
+
+        return body
+
+    def _in_place(self, calls: pa.ChunkedArray, prompts: pa.ChunkedArray, fields: pa.ChunkedArray) -> pa.Array:
+        """A call that the planner left in place: the call as JSON, the prompt if it varies, the fields as a struct."""
+        call = Call.from_json(calls[0].as_py())
+        return self._evaluate(call, fields_table([fields], []), prompts)
+
+    def _evaluate(self, call: Call, fields: pa.Table, prompts: pa.ChunkedArray) -> pa.Array:
+        statistics = StageStatistics(call=f"{call.function}({call.prompt or '…'})", place="in place")
+        try:
+            return evaluate(
+                call, fields, self._models.get(call.model), self.settings, statistics, prompts=prompts.cast(pa.string())
+            )
+        finally:
+            self._count(call, fields.num_rows, statistics)
+
+    def _count(self, call: Call, rows: int, chunk: StageStatistics) -> None:
+        with self._lock:
+            total = self._by_call.get(call)
+            if total is None:
+                total = self._by_call[call] = StageStatistics(call=chunk.call, place=chunk.place)
+                self.statistics.stages.append(total)
+            chunk.rows, chunk.distinct = rows, chunk.asked
+            total.add(chunk)
+
+
+def fields_table(columns: list[pa.ChunkedArray] | tuple[pa.ChunkedArray, ...], names: list[str]) -> pa.Table:
+    """Columns as named fields; the members of a struct become fields of their own, a NULL struct gives NULLs.
+
+    Columns without a name in `names` are called field1, field2, ...
+    """
+    found: list[tuple[str, pa.ChunkedArray]] = []
+    rows = len(columns[0]) if columns else 0
+    for number, column in enumerate(columns):
+        name = names[number] if number < len(names) else f"field{number + 1}"
+        if not pa.types.is_struct(column.type):
+            found.append((name, column))
+            continue
+        struct = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        chunks = struct.chunks if isinstance(struct, pa.ChunkedArray) else [struct]
+        for index in range(column.type.num_fields):
+            member = column.type.field(index)
+            arrays = [chunk.flatten()[index] for chunk in chunks]
+            found.append((member.name or f"{name}_{index + 1}", pa.chunked_array(arrays, member.type)))
+    if not found:
+        return pa.table({})
+    table = pa.table([column for _, column in found], names=unique_names([name for name, _ in found]))
+    assert table.num_rows == rows
+    return table
+
+
+def _by_labels(labels: pa.ChunkedArray | None, rows: int) -> list[tuple[Any, np.ndarray]]:
+    """The rows of a chunk, grouped by their list of labels; nearly always one group."""
+    if labels is None:
+        return [(None, np.arange(rows))]
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for row, value in enumerate(labels.to_pylist()):
+        groups.setdefault(tuple(value) if isinstance(value, list) else (value,), []).append(row)
+    return [(list(choices), np.array(members)) for choices, members in groups.items()]

@@ -1,0 +1,151 @@
+"""Which model a name means, and one engine per model for all sessions of the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmsql.embedded import EmbeddedModel
+from llmsql.errors import ClosedError, ModelError, SettingError
+from llmsql.model import Answer, Model
+from llmsql.settings import Settings
+
+DEMO = "demo"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+_lock = threading.Lock()
+_open: dict[tuple[object, ...], tuple[EmbeddedModel, int]] = {}
+
+
+def resolve(name: str | os.PathLike[str]) -> str:
+    """The folder or hub id that `name` means; `'demo'` is the model that comes with llmsql.
+
+    Folders are looked at here, before anything is loaded, so that a mistake shows at `connect`.
+
+    Raises:
+        ModelError: no such folder, or one without config, safetensors weights or tokenizer.
+    """
+    text = os.fspath(name)
+    if text == DEMO:
+        return str(Path(__file__).parent / "demo" / "model")
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder.resolve())
+    looks_like_path = folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or folder.exists()
+    if looks_like_path or not text.strip():
+        raise ModelError(f"model {text!r}: there is no such folder; give a model folder, a hub id, or 'demo'")
+    return text
+
+
+def acquire(name: str | os.PathLike[str], settings: Settings) -> EmbeddedModel:
+    """The process's engine for this model and these engine settings; give it back with `release`."""
+    resolved = resolve(name)
+    key = (resolved, *settings.engine_options().values())
+    with _lock:
+        model, users = _open.get(key) or (EmbeddedModel(resolved, settings.engine_options(), key), 0)
+        _open[key] = (model, users + 1)
+        return model
+
+
+def open_model(model: str | os.PathLike[str] | Model, settings: Settings) -> Model:
+    """The model that a user's `model=` argument means: a name, a folder, or an object that answers.
+
+    Raises:
+        ModelError: see `resolve`; SettingError: the argument is none of these.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return acquire(model, settings)
+    if not isinstance(model, Model):
+        raise SettingError(
+            f"'model' must be a name, a folder, or an object with answer() and close(), not {type(model).__name__}"
+        )
+    return model
+
+
+def share(model: Model) -> Model:
+    """The same model for one more user, who gives it back with `release`."""
+    if isinstance(model, EmbeddedModel):
+        with _lock:
+            kept, users = _open.get(model.key, (model, 0))
+            _open[model.key] = (kept, users + 1)
+    return model
+
+
+def release(model: Model) -> None:
+    """Give an acquired model back; the engine closes with its last user. Models of the user's own are left alone."""
+    if not isinstance(model, EmbeddedModel):
+        return
+    with _lock:
+        kept, users = _open.get(model.key, (None, 0))
+        if kept is not model:
+            return
+        if users > 1:
+            _open[model.key] = (model, users - 1)
+            return
+        del _open[model.key]
+    model.close()
+
+
+def _check_folder(folder: Path) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelError(f"model folder {folder}: there is no config.json in it")
+    try:
+        parsed = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise ModelError(f"model folder {folder}: config.json cannot be read ({problem})") from problem
+    if not isinstance(parsed, dict):
+        raise ModelError(f"model folder {folder}: config.json holds no JSON object")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"model folder {folder}: no *.safetensors weights in it (other weight formats can run code when loaded "
+            "and are not read; convert them with transformers' save_pretrained)"
+        )
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(f"model folder {folder}: no tokenizer in it (one of {', '.join(TOKENIZER_FILES)})")
+
+
+class ModelSet:
+    """The models of one session: its own, and those that calls name with `model := '...'`."""
+
+    def __init__(self, own: Model, settings: Settings):
+        self.own = own
+        self._settings = settings
+        self._named: dict[str, Model] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str | None) -> Model:
+        """The model called `name`, opened at its first use; the session's own for None."""
+        if name is None:
+            return self.own
+        with self._lock:
+            if name not in self._named:
+                self._named[name] = acquire(name, self._settings)
+            return self._named[name]
+
+    def release(self) -> None:
+        """Give all models back. Idempotent."""
+        with self._lock:
+            named, self._named = self._named, {}
+            for model in (self.own, *named.values()):
+                release(model)
+            self.own = _Released()
+
+
+class _Released:
+    """Stands for the model of a closed session."""
+
+    def answer(self, *_: object) -> Iterator[Answer]:
+        """Refuse.
+
+        Raises:
+            ClosedError: always.
+        """
+        raise ClosedError("the session whose model this was is closed")
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,118 @@
+"""The LLM operator: fields in, values out. The planner's stages, the plain UDFs and Spark all end here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llmsql.answers import arrow_type, parse_answer
+from llmsql.errors import RowError
+from llmsql.functions import Call
+from llmsql.model import Model
+from llmsql.settings import Settings
+from llmsql.statistics import StageStatistics
+
+
+def evaluate(
+    call: Call,
+    fields: pa.Table,
+    model: Model,
+    settings: Settings,
+    statistics: StageStatistics,
+    *,
+    prompts: pa.ChunkedArray | pa.Array | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> pa.Array:
+    """Answer `call` for every row of `fields`; the result has the row order of the input.
+
+    Rows whose fields are all NULL are NULL and never reach the model. Equal rows are asked once (unless
+    `settings.deduplicate` is off). A row that fails is NULL and counted in `statistics`, or stops the statement when
+    `on_error` is 'fail'.
+
+    Args:
+        call: what to ask.
+        fields: one column per field, [rows].
+        model: who answers.
+        settings: the session's settings.
+        statistics: counters to add to; `asked` and the failures are counted here.
+        prompts: a prompt for each row, [rows], when `call.prompt` is None; a NULL prompt gives NULL.
+        on_progress: called with the number of rows newly done.
+
+    Raises:
+        RowError: a row failed and `on_error` is 'fail'.
+    """
+    values: list[Any] = [None] * fields.num_rows
+    for prompted, rows in _by_prompt(call, fields, prompts):
+        _answer_rows(prompted, fields, rows, values, model, settings, statistics, on_progress)
+    return pa.array(values, arrow_type(call))
+
+
+def _by_prompt(call: Call, fields: pa.Table, prompts: Any) -> list[tuple[Call, np.ndarray]]:
+    """The rows to ask, grouped by their prompt."""
+    present = np.zeros(fields.num_rows, dtype=bool)
+    for column in fields.columns:
+        present |= pc.is_valid(column).to_numpy(zero_copy_only=False)
+    if call.prompt is not None:
+        return [(call, np.flatnonzero(present))]
+    encoded = pa.chunked_array([prompts] if isinstance(prompts, pa.Array) else prompts.chunks, pa.string())
+    codes = encoded.combine_chunks().dictionary_encode()
+    indices = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return [
+        (call.with_prompt(text), np.flatnonzero(present & (indices == code)))
+        for code, text in enumerate(codes.dictionary.to_pylist())
+    ]
+
+
+def _answer_rows(
+    call: Call,
+    fields: pa.Table,
+    rows: np.ndarray,
+    values: list[Any],
+    model: Model,
+    settings: Settings,
+    statistics: StageStatistics,
+    on_progress: Callable[[int], None] | None,
+) -> None:
+    if rows.size == 0:
+        return
+    asked = fields.take(pa.array(rows))
+    copies: list[np.ndarray] | None = None
+    if settings.deduplicate:
+        from llmsql.optimizer import deduplicate
+
+        unique = deduplicate(asked)
+        if len(unique.first) < len(rows):
+            by_distinct = np.argsort(unique.inverse, kind="stable")
+            bounds = np.searchsorted(unique.inverse[by_distinct], np.arange(len(unique.first) + 1))
+            copies = [by_distinct[start:stop] for start, stop in zip(bounds[:-1], bounds[1:])]
+            asked = asked.take(pa.array(unique.first))
+    on_error = call.on_error or settings.on_error
+    statistics.asked += asked.num_rows
+    for answer in model.answer(call, asked, settings, statistics):
+        targets = rows[answer.row : answer.row + 1] if copies is None else rows[copies[answer.row]]
+        value, error = None, answer.error
+        if error is None:
+            assert answer.text is not None
+            try:
+                value = parse_answer(call, answer.text)
+            except ValueError as problem:
+                error = str(problem)
+        if error is not None:
+            shown = asked.slice(answer.row, 1).to_pylist()[0]
+            if on_error == "fail":
+                raise RowError(f"{call.function} failed: {error}; the row: {_row_text(shown)}")
+            statistics.add_failure(shown, error)
+        statistics.truncated += answer.truncated
+        for target in targets:
+            values[target] = value
+        if on_progress is not None:
+            on_progress(len(targets))
+
+
+def _row_text(values: dict[str, Any]) -> str:
+    text = ", ".join(f"{name}={str(value)[:80]!r}" for name, value in values.items())
+    return text if len(text) <= 400 else text[:397] + "..."

@@ -1,0 +1,6 @@
+"""From a statement with LLM calls to stages and a final statement without any."""
+
+from llmsql.planner.plan import InPlace, Materialise, Plan, Stage
+from llmsql.planner.statement import plan_statement
+
+__all__ = ["InPlace", "Materialise", "Plan", "Stage", "plan_statement"]

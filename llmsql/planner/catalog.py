@@ -1,0 +1,49 @@
+"""What the planner asks the SQL engine while it plans. Nothing here runs a model or reads a whole table."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from sqlglot import exp
+
+
+class Catalog(Protocol):
+    """The SQL engine's knowledge of names and types, and a source of fresh names."""
+
+    dialect: str
+
+    def columns(self, query: exp.Query) -> list[tuple[str, str]]:
+        """(name, type) of each column of the query's result.
+
+        Raises:
+            QueryError: the query does not bind.
+        """
+        ...
+
+    def constant(self, expression: exp.Expression) -> Any:
+        """The Python value of an expression without columns.
+
+        Raises:
+            QueryError: it cannot be computed.
+        """
+        ...
+
+    def is_volatile(self, function: str) -> bool:
+        """Whether the function may answer differently for equal arguments (random, nextval, ...)."""
+        ...
+
+    def is_aggregate(self, function: str) -> bool:
+        """Whether the function is an aggregate."""
+        ...
+
+    def view(self, table: exp.Table) -> exp.Query | None:
+        """The definition of a view, or None when the table is not a view."""
+        ...
+
+    def reads_once(self, table: exp.Table) -> bool:
+        """Whether the table is a stream that is gone after it was read."""
+        ...
+
+    def fresh_name(self, kind: str) -> str:
+        """A name that no relation has."""
+        ...

@@ -1,0 +1,73 @@
+"""Where a call stands in a SELECT that groups: before the grouping, or after it."""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from llmsql.planner.catalog import Catalog
+
+
+class Grouping:
+    """The grouping of one SELECT.
+
+    A call before the grouping sees rows: it stands in an aggregate's argument, or is (part of) a group key. One after it
+    sees groups; as its arguments are then group keys, its value is the same for all rows of a group.
+    """
+
+    def __init__(self, select: exp.Select, catalog: Catalog):
+        self.select = select
+        self.catalog = catalog
+        group = select.args.get("group")
+        self.all = bool(group is not None and group.args.get("all"))
+        self.has_sets = bool(group is not None and any(group.args.get(k) for k in ("grouping_sets", "cube", "rollup")))
+        self.keys = list(group.expressions) if group is not None else []
+        self.is_grouped = group is not None or any(
+            self._aggregate_in(item) for item in [*select.expressions, *([select.args["having"]] if select.args.get("having") else [])]
+        )
+
+    def is_after_grouping(self, node: exp.Expression) -> bool:
+        """Whether the call sees groups instead of rows."""
+        if not self.is_grouped:
+            return False
+        inner, outer = node, node.parent
+        while outer is not None and outer is not self.select:
+            if isinstance(outer, exp.Filter) or self._is_aggregate(outer):
+                return isinstance(outer.parent, exp.Window) and outer.arg_key == "this"
+            inner, outer = outer, outer.parent
+        place = inner.arg_key
+        if place in ("where", "group"):
+            return False
+        if place == "expressions" and self._is_key(inner):
+            return False
+        return not self._has_key(node)
+
+    def _is_key(self, item: exp.Expression) -> bool:
+        """Whether an item of the SELECT list is a group key as a whole: by position, name, text, or GROUP BY ALL."""
+        if self.all:
+            return not self._aggregate_in(item)
+        expression = item.unalias()
+        for key in self.keys:
+            if isinstance(key, exp.Literal) and not key.is_string:
+                if int(key.name) - 1 == self.select.expressions.index(item):
+                    return True
+            elif isinstance(key, exp.Column) and not key.table and key.name.lower() == item.alias.lower():
+                return True
+            elif key == expression:
+                return True
+        return False
+
+    def _has_key(self, node: exp.Expression) -> bool:
+        if self.all:
+            return any(item.unalias() == node for item in self.select.expressions)
+        return any(key == node for key in self.keys)
+
+    def _aggregate_in(self, item: exp.Expression) -> bool:
+        for found in item.find_all(exp.Func):
+            if self._is_aggregate(found) and not isinstance(found.parent, exp.Window) and found.parent_select is self.select:
+                return True
+        return False
+
+    def _is_aggregate(self, node: exp.Expression) -> bool:
+        if isinstance(node, exp.AggFunc):
+            return True
+        return isinstance(node, exp.Anonymous) and self.catalog.is_aggregate(node.name)

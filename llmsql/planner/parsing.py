@@ -1,0 +1,83 @@
+"""From SQL text to a tree whose parameters are named and whose calls know where they stand in the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+from sqlglot.tokens import TokenType
+
+from llmsql.errors import QueryError
+from llmsql.planner.calls import POSITION, is_llm_call
+
+MENTIONS_CALL = re.compile(r"\bllm(_\w+)?\s*\(", re.IGNORECASE)
+PARAMETER = "llmsql_parameter_"
+
+
+def mentions_llm_call(sql: str) -> bool:
+    """Whether the text may hold an LLM call; false means that it certainly holds none."""
+    return MENTIONS_CALL.search(sql) is not None
+
+
+def parse_statement(sql: str, dialect: str) -> exp.Expression:
+    """Parse one statement; positional parameters become named ones, see `name_parameters`.
+
+    Raises:
+        QueryError: the text does not parse; the message says where.
+    """
+    named, shifts = _name_positional(sql, dialect)
+    try:
+        trees = [tree for tree in sqlglot.parse(named, dialect=dialect) if tree is not None]
+    except SqlglotError as problem:
+        raise QueryError(f"the statement does not parse: {_first_line(problem)}") from problem
+    if len(trees) != 1:
+        raise QueryError(f"expected one statement, found {len(trees)}")
+    for node in trees[0].find_all(exp.Placeholder):
+        if str(node.this).isdigit():
+            node.set("this", f"{PARAMETER}{node.this}")
+    for node in trees[0].find_all(exp.Anonymous):
+        if is_llm_call(node) and "start" in node.meta:
+            start = node.meta["start"] - sum(longer for at, longer in shifts if at < node.meta["start"])
+            node.meta[POSITION] = (sql.count("\n", 0, start) + 1, start - sql.rfind("\n", 0, start))
+    return trees[0]
+
+
+def name_parameters(parameters: Sequence[Any] | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Parameter values by the names that `parse_statement` gave them."""
+    if parameters is None:
+        return {}
+    if isinstance(parameters, Mapping):
+        return {str(name): value for name, value in parameters.items()}
+    return {f"{PARAMETER}{number}": value for number, value in enumerate(parameters, start=1)}
+
+
+def parameters_of(tree: exp.Expression, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that stand in `tree`; the SQL engine refuses any that do not."""
+    names = {str(node.this) for node in tree.find_all(exp.Placeholder)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _name_positional(sql: str, dialect: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text with `?` named in order, and (position in the new text, characters added) for each."""
+    try:
+        tokens = sqlglot.tokenize(sql, dialect=dialect)
+    except SqlglotError as problem:
+        raise QueryError(f"the statement does not parse: {_first_line(problem)}") from problem
+    pieces, shifts, last, added = [], [], 0, 0
+    for token in tokens:
+        if token.token_type != TokenType.PLACEHOLDER or token.text != "?":
+            continue
+        name = f"${PARAMETER}{len(shifts) + 1}"
+        pieces += [sql[last : token.start], name]
+        shifts.append((token.start + added, len(name) - 1))
+        added += len(name) - 1
+        last = token.end + 1
+    return "".join([*pieces, sql[last:]]), shifts
+
+
+def _first_line(problem: Exception) -> str:
+    return re.sub(r"\x1b\[\d*m", "", str(problem)).strip().splitlines()[0]

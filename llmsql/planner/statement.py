@@ -1,0 +1,127 @@
+"""Planning a statement: check that it binds, then plan its SELECTs from the inside out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlglot import exp
+
+from llmsql.errors import CallError, QueryError
+from llmsql.functions import FUNCTIONS
+from llmsql.planner.calls import call_text, is_llm_call, own_calls, parse_call, position
+from llmsql.planner.catalog import Catalog
+from llmsql.planner.plan import InPlace, Plan
+from llmsql.planner.select import TAG, Planning, in_place_call, null_calls, plan_select, visible_ctes
+
+
+def plan_statement(statement: exp.Expression, catalog: Catalog, *, stage_calls: bool = True) -> Plan:
+    """Plan one statement with LLM calls. The statement is rewritten in place; nothing is executed.
+
+    Args:
+        statement: parsed by sqlglot; parameters are named.
+        catalog: the SQL engine's knowledge of names and types.
+        stage_calls: False leaves every call in place as a UDF (the planner's off-switch).
+
+    Raises:
+        CallError: a call is written wrongly; with its position.
+        QueryError: the statement does not bind.
+    """
+    for number, select in enumerate(statement.find_all(exp.Select)):
+        select.meta[TAG] = number
+    originals = null_calls(statement)
+    planning = Planning(
+        catalog,
+        keep_reason=_keep_reason(statement, stage_calls),
+        originals={select.meta[TAG]: select for select in originals.find_all(exp.Select)},
+    )
+    check_binding(statement, catalog, planning)
+    for select in list(_inside_out(statement)):
+        planning.ctes = visible_ctes(select)
+        plan_select(select, planning)
+    _leave_the_rest(statement, planning)
+    return Plan(
+        steps=tuple(planning.steps),
+        final_sql=statement.sql(dialect=catalog.dialect),
+        in_place=tuple(planning.in_place),
+        is_query=isinstance(statement, exp.Query),
+    )
+
+
+def check_binding(statement: exp.Expression, catalog: Catalog, planning: Planning) -> None:
+    """Let the SQL engine bind the statement's query with the calls in it, before anything runs.
+
+    Raises:
+        CallError: an argument of a call does not bind; QueryError: something else does not.
+    """
+    for node in list(statement.find_all(exp.Anonymous)):
+        if is_llm_call(node):
+            parse_call(node, catalog, lambda star: [exp.column("x")])
+    query = statement if isinstance(statement, exp.Query) else statement.args.get("expression")
+    if isinstance(statement, exp.Copy):
+        query = statement.this
+    if not isinstance(query, exp.Query):
+        return
+    try:
+        catalog.columns(query.copy().transform(_bindable))
+    except QueryError as problem:
+        for select in query.find_all(exp.Select):
+            for node in own_calls(select):
+                _check_arguments(node, planning.originals[select.meta[TAG]], catalog)
+        raise problem
+
+
+def _check_arguments(node: exp.Anonymous, original: exp.Select, catalog: Catalog) -> None:
+    """Raise the binding error of a call's own arguments at the call."""
+    alone = exp.Select(expressions=[argument.unalias().copy() for argument in _row_arguments(node)])
+    for part in ("from_", "joins", "laterals"):
+        alone.set(part, original.copy().args.get(part))
+    ctes = visible_ctes(original)
+    if ctes:
+        alone.set("with_", exp.With(expressions=[cte.copy() for cte in ctes]))
+    try:
+        catalog.columns(null_calls(alone))  # type: ignore[arg-type]
+    except QueryError as problem:
+        line, column = position(node)
+        raise CallError(f"{node.name.lower()}: {problem}", line=line, column=column) from problem
+
+
+def _row_arguments(node: exp.Anonymous) -> list[exp.Expression]:
+    return [argument for argument in node.expressions if not isinstance(argument, (exp.PropertyEQ, exp.Kwarg))]
+
+
+def _bindable(node: exp.Expression) -> exp.Expression:
+    """A call as the SQL engine can bind it: without options, and without what only our functions take."""
+    if isinstance(node, exp.Anonymous) and node.name.lower() in FUNCTIONS:
+        stars = [a for a in _row_arguments(node) if isinstance(a, exp.Star) or isinstance(a.this, exp.Star)]
+        arguments = [argument.unalias() for argument in _row_arguments(node) if argument not in stars]
+        node.set("expressions", arguments)
+    return node
+
+
+def _inside_out(node: exp.Expression) -> Iterator[exp.Select]:
+    with_ = node.args.get("with_")
+    children = ([with_] if with_ is not None else []) + [c for c in node.iter_expressions() if c is not with_]
+    for child in children:
+        yield from _inside_out(child)
+    if isinstance(node, exp.Select):
+        yield node
+
+
+def _keep_reason(statement: exp.Expression, stage_calls: bool) -> str | None:
+    if isinstance(statement, exp.Create) and statement.kind != "TABLE":
+        return f"a {statement.kind.lower()} is computed when it is used"
+    return None if stage_calls else "staging is switched off (plan=False)"
+
+
+def _leave_the_rest(statement: exp.Expression, planning: Planning) -> None:
+    """Calls outside of any SELECT: UPDATE, DELETE, MERGE, ORDER BY of a set operation."""
+
+    def no_star(star: exp.Expression) -> list[exp.Column]:
+        raise CallError("a star is no field here; name the columns")
+
+    while rest := [node for node in statement.find_all(exp.Anonymous) if is_llm_call(node)]:
+        node = rest[-1]
+        parsed = parse_call(node, planning.catalog, no_star)
+        text = call_text(node, planning.catalog.dialect)
+        planning.in_place.append(InPlace(text, f"{statement.key.upper()} is run by the SQL engine itself"))
+        node.replace(in_place_call(parsed))

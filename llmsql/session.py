@@ -1,0 +1,319 @@
+"""A session: a DuckDB connection on which statements with LLM calls are planned."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from sqlglot import exp
+
+from llmsql import models
+from llmsql.duckdb_catalog import DuckDBCatalog
+from llmsql.duckdb_functions import ChunkFunctions
+from llmsql.errors import ClosedError, LlmsqlError, QueryError
+from llmsql.execution import PlanRunner, Run
+from llmsql.model import Model
+from llmsql.planner import Plan, plan_statement
+from llmsql.planner.calls import has_llm_call
+from llmsql.planner.parsing import mentions_llm_call, name_parameters, parse_statement
+from llmsql.scan import caller_variables, run_with_variables
+from llmsql.settings import Settings
+from llmsql.statistics import QueryStatistics
+
+Parameters = Sequence[Any] | Mapping[str, Any] | None
+EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
+
+
+class LlmsqlWarning(UserWarning):
+    """Rows of a statement failed and are NULL; `last_query.errors` has the reasons."""
+
+
+class Session:
+    """A DuckDB connection that understands LLM calls; made by `llmsql.connect`.
+
+    `sql`, `query` and `execute` plan the LLM calls of a statement, run them, and hand everything else to DuckDB as it
+    is. All other methods and attributes are the connection's own. `last_query` tells what the last statement with LLM
+    calls did. A session is a context manager; `close` gives the model back.
+
+    Args:
+        connection: where statements run.
+        model: an opened model; the session gives it back when it closes.
+        settings: see `Settings`.
+        owns_connection: close the connection with the session.
+    """
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, model: Model, settings: Settings, *, owns_connection: bool
+    ):
+        self.settings = settings
+        self.last_query = QueryStatistics()
+        self._connection = connection
+        self._owns_connection = owns_connection
+        self._closed = False
+        self._lock = threading.RLock()
+        self._models = models.ModelSet(model, settings)
+        self._functions = ChunkFunctions(connection, self._models, settings)
+        self._results: list[str] = []  # temporary tables behind relations that are still in use
+        self._unused: list[str] = []  # ... and those whose last relation is gone
+        self._executed: pa.Table | None = None
+        self._finalizer = weakref.finalize(self, _release, self._functions, self._models)
+
+    # -- statements ---------------------------------------------------------------------------------------------------
+
+    def sql(self, query: str, *, alias: str = "", params: Parameters = None) -> duckdb.DuckDBPyRelation | None:
+        """Run a statement; the relation of a query, None for any other statement.
+
+        The LLM calls have run when this returns, so the relation can be shown, fetched and built upon at no cost.
+
+        Raises:
+            CallError: a call is written wrongly; the message has its line and column.
+            QueryError: a statement with LLM calls does not parse, bind or execute.
+            ModelError: the model cannot be loaded or run.
+            RowError: a row failed and the call said `on_error := 'fail'`.
+        """
+        with self._lock:
+            variables = caller_variables()
+            statements = self._statements(query)
+            result = None
+            for number, (text, tree) in enumerate(statements, start=1):
+                given = params if number == len(statements) else None
+                if tree is None:
+                    options: dict[str, Any] = {} if given is None else {"params": given}
+                    result = run_with_variables(partial(self._connection.sql, text, **options), variables)
+                else:
+                    result = self._relation(self._planned(text, tree, given, variables))
+            return result.set_alias(alias) if alias and result is not None else result
+
+    query = sql
+
+    def execute(self, query: Any, parameters: Parameters = None) -> Session:
+        """Run a statement; fetch its rows with `fetchall`, `df`, `to_arrow_table` and the like. Raises as `sql`."""
+        with self._lock:
+            variables = caller_variables()
+            statements = self._statements(query) if isinstance(query, str) else [(query, None)]
+            for number, (text, tree) in enumerate(statements, start=1):
+                given = parameters if number == len(statements) else None
+                if tree is None:
+                    arguments = (text,) if given is None else (text, given)
+                    run_with_variables(partial(self._connection.execute, *arguments), variables)
+                    continue
+                result = self._planned(text, tree, given, variables)
+                if result is not None:
+                    self._executed = result.keep
+                    self._connection.execute(result.sql())
+            return self
+
+    def explain(self, query: str, *, params: Parameters = None) -> str:
+        """The plan of a statement with LLM calls as text; nothing runs and no model is loaded.
+
+        Raises:
+            CallError, QueryError: as `sql`.
+        """
+        with self._lock:
+            self._require_open()
+            variables = caller_variables()
+            tree = parse_statement(query, "duckdb")
+            if not has_llm_call(tree):
+                return str(run_with_variables(partial(self._connection.sql, query), variables).explain())
+            return self._plan(tree, name_parameters(params), variables).explain()
+
+    def cursor(self) -> Session:
+        """Another session on the same database and model, for another thread."""
+        self._require_open()
+        model = models.share(self._models.own)
+        return Session(self._connection.cursor(), model, self.settings, owns_connection=True)
+
+    def close(self) -> None:
+        """Drop scratch relations, take the functions off the connection, give the model back. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._executed = None
+            with contextlib.suppress(duckdb.Error):
+                self._drop_results(self._results)
+            self._finalizer()
+            if self._owns_connection:
+                self._connection.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        self._require_open()
+        return getattr(self._connection, name)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this session is closed; make a new one with llmsql.connect")
+
+    def _statements(self, query: str) -> list[tuple[str, exp.Expression | None]]:
+        """Each statement of the text, with its tree when it holds LLM calls."""
+        self._require_open()
+        self._drop_results(self._unused)
+        if not mentions_llm_call(query):
+            return [(query, None)]
+        try:
+            texts = [statement.query for statement in self._connection.extract_statements(query)]
+        except duckdb.Error:
+            texts = [query]  # DuckDB cannot split what only our functions take, such as `column AS name` in a call
+        found: list[tuple[str, exp.Expression | None]] = []
+        for text in texts if len(texts) > 1 else [query]:
+            explained = EXPLAIN.match(text)
+            if not mentions_llm_call(text):
+                found.append((text, None))
+                continue
+            tree = parse_statement(text[explained.end() :] if explained else text, "duckdb")
+            found.append((text, tree if has_llm_call(tree) else None))
+        return found if any(tree is not None for _, tree in found) else [(query, None)]
+
+    def _plan(self, tree: exp.Expression, parameters: dict[str, Any], variables: dict[str, Any]) -> Plan:
+        catalog = DuckDBCatalog(self._runner(variables), variables, parameters)
+        return plan_statement(tree, catalog, stage_calls=self.settings.plan)
+
+    def _runner(self, variables: dict[str, Any]) -> Run:
+        def run(sql: str, parameters: Mapping[str, Any], **more: Any) -> list[tuple[Any, ...]]:
+            arguments = (sql, dict(parameters)) if parameters else (sql,)
+            # Fetched to the end: DuckDB 2 refuses the next statement while a result is open.
+            return run_with_variables(partial(self._connection.execute, *arguments), {**variables, **more}).fetchall()
+
+        return run
+
+    def _read(self, sql: str) -> pa.Table:
+        return self._connection.sql(sql).to_arrow_table()
+
+    def _planned(
+        self, text: str, tree: exp.Expression, params: Parameters, variables: dict[str, Any]
+    ) -> _Result | None:
+        """The life of a query: plan, run the stages, run the final statement, clean up; all in one transaction."""
+        started = time.perf_counter()
+        statistics = self.last_query = QueryStatistics(sql=text)
+        self._functions.start(statistics)
+        parameters = name_parameters(params)
+        explained = EXPLAIN.match(text)
+        runner = PlanRunner(
+            self._runner(variables), self._read, parameters, self._models.get, self.settings, statistics
+        )
+        own_transaction = self._begin()
+        try:
+            plan = self._plan(tree, parameters, variables)
+            statistics.plan = plan.explain()
+            if explained is not None and not explained.group(1):
+                result = self._text_result(statistics.plan)
+            else:
+                runner.run_steps(plan)
+                result = self._finish(plan, runner)
+                runner.drop_scratch()
+            if own_transaction:
+                self._connection.execute("COMMIT")
+        except BaseException as problem:
+            self._abandon(own_transaction, runner)
+            cause = self._functions.error or problem
+            if isinstance(cause, duckdb.Error):
+                raise QueryError(str(cause)) from cause
+            raise cause from (problem if cause is not problem else problem.__cause__)
+        statistics.seconds = time.perf_counter() - started
+        self._warn(statistics)
+        if explained is not None and explained.group(1):
+            result = self._text_result(f"{statistics.plan}\n\n{statistics.report()}")
+        return result
+
+    def _begin(self) -> bool:
+        """Open a transaction, so that stages and final statement see the same rows; False inside one of the user's."""
+        try:
+            self._connection.execute("BEGIN TRANSACTION")
+        except duckdb.TransactionException:
+            return False
+        return True
+
+    def _abandon(self, own_transaction: bool, runner: PlanRunner) -> None:
+        with contextlib.suppress(duckdb.Error):
+            if own_transaction:
+                self._connection.execute("ROLLBACK")
+            else:
+                runner.drop_scratch()
+
+    def _finish(self, plan: Plan, runner: PlanRunner) -> _Result | None:
+        """Run the final statement; the rows of a query go to a temporary table that its relation reads."""
+        if not plan.is_query:
+            runner.run_with_parameters(plan.final_sql)
+            return None
+        described = runner.run_with_parameters(f"DESCRIBE {plan.final_sql}")
+        result = self._new_result([row[0] for row in described])
+        columns = ", ".join(f"c{number}" for number in range(len(described)))
+        runner.run_with_parameters(f"CREATE TEMP TABLE {result.name}({columns}) AS {plan.final_sql}")
+        return result
+
+    def _text_result(self, text: str) -> _Result:
+        result = self._new_result(["explain_key", "explain_value"])
+        self._connection.execute(f"CREATE TEMP TABLE {result.name} AS SELECT 'llm_plan' AS c0, $text AS c1", {"text": text})
+        return result
+
+    def _new_result(self, names: list[str]) -> _Result:
+        result = _Result(DuckDBCatalog.new_name("result"), tuple(names), pa.table({"c0": pa.nulls(1)}))
+        self._results.append(result.name)
+        weakref.finalize(result.keep, self._unused.append, result.name).atexit = False
+        return result
+
+    def _relation(self, result: _Result | None) -> duckdb.DuckDBPyRelation | None:
+        if result is None:
+            return None
+        # The relation, and all that are built on it, hold the Arrow table `keep`: when it goes, the rows can go too.
+        sql = result.sql(f"{result.name} UNION ALL BY NAME SELECT NULL AS c0 FROM llmsql_keep WHERE false")
+        return run_with_variables(partial(self._connection.sql, sql), {"llmsql_keep": result.keep})
+
+    def _drop_results(self, names: list[str]) -> None:
+        while names:
+            name = names.pop()
+            self._connection.execute(f"DROP TABLE IF EXISTS {name}")
+            if name in self._results:
+                self._results.remove(name)
+
+    def _warn(self, statistics: QueryStatistics) -> None:
+        failed = sum(stage.failed for stage in statistics.stages)
+        if failed:
+            first = statistics.errors[0]
+            warnings.warn(
+                f"{failed} of {statistics.model_calls} rows failed and are NULL; the first: {first.error} "
+                "(all reasons: last_query.errors)",
+                LlmsqlWarning,
+                stacklevel=4,
+            )
+
+
+class _Result:
+    """The rows of a query in a temporary table with columns c0, c1, ...; it lives as long as `keep`."""
+
+    def __init__(self, name: str, columns: tuple[str, ...], keep: pa.Table):
+        self.name = name
+        self.columns = columns
+        self.keep = keep
+
+    def sql(self, source: str | None = None) -> str:
+        """A query for the rows under their own names."""
+        names = ", ".join(
+            f'c{number} AS "{name.replace(chr(34), chr(34) * 2)}"' for number, name in enumerate(self.columns)
+        )
+        return f"SELECT {names} FROM ({'FROM ' + source if source else 'FROM ' + self.name})"
+
+
+def _release(functions: ChunkFunctions, opened: models.ModelSet) -> None:
+    functions.remove()
+    with contextlib.suppress(LlmsqlError):
+        opened.release()

@@ -1,0 +1,87 @@
+"""The settings of a session, validated once and passed on to the rooms that use them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from llmsql.errors import SettingError
+
+ENGINE_SETTINGS = ("device", "dtype", "kv_memory", "max_batch_tokens", "prefix_sharing", "cascade", "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may set in `connect` and `register`. Every optimisation has its off-switch here.
+
+    Planner and optimizer:
+        plan: stage LLM calls; off leaves each call in place as a UDF that DuckDB runs chunk by chunk.
+        deduplicate: ask the model once for equal arguments.
+        reorder: order rows and fields for prefix reuse.
+        batch_rows: distinct rows that are read, ordered and run at a time (bounds memory).
+    Calls:
+        on_error: 'null' (a failed row becomes NULL with its reason in `last_query.errors`) or 'fail'.
+        max_tokens: longest free-text answer, in tokens, unless the call says otherwise.
+        progress: show a progress bar on stderr; None means only when it is a terminal.
+    Engine:
+        device: 'auto', 'cpu', 'cuda', 'cuda:1'; dtype: 'auto', 'float32', 'bfloat16', 'float16'.
+        kv_memory: bytes for the KV cache, or a text such as '2GiB'; None takes a share of free memory.
+        max_batch_tokens: tokens per step of the engine.
+        prefix_sharing: compute the KV of a shared prefix once; cascade: read it once per group in attention.
+        trust_remote_code: run Python code that a model folder brings with it.
+
+    Raises:
+        SettingError: unknown name or bad value (through `Settings.make`).
+    """
+
+    plan: bool = True
+    deduplicate: bool = True
+    reorder: bool = True
+    batch_rows: int = 100_000
+    on_error: str = "null"
+    max_tokens: int = 64
+    progress: bool | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    kv_memory: int | str | None = None
+    max_batch_tokens: int | None = None
+    prefix_sharing: bool = True
+    cascade: bool = True
+    trust_remote_code: bool = False
+
+    @classmethod
+    def make(cls, options: dict[str, Any]) -> Settings:
+        """Settings from keyword arguments, or a `SettingError` that says which one is wrong and why."""
+        known = {field.name for field in fields(cls)}
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(name, sorted(known), n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; known settings: {', '.join(sorted(known))}"
+                raise SettingError(f"unknown setting {name!r}{hint}")
+        settings = cls(**options)
+        settings._validate()
+        return settings
+
+    def changed(self, **options: Any) -> Settings:
+        """A copy with some settings replaced."""
+        changed = replace(self, **options)
+        changed._validate()
+        return changed
+
+    def engine_options(self) -> dict[str, Any]:
+        """The part that `Engine(...)` takes."""
+        return {name: getattr(self, name) for name in ENGINE_SETTINGS}
+
+    def _validate(self) -> None:
+        for name in ("plan", "deduplicate", "reorder", "prefix_sharing", "cascade", "trust_remote_code"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingError(f"setting {name!r} must be True or False, not {getattr(self, name)!r}")
+        for name in ("batch_rows", "max_tokens", "max_batch_tokens"):
+            value = getattr(self, name)
+            if name == "max_batch_tokens" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise SettingError(f"setting {name!r} must be a whole number of at least 1, not {value!r}")
+        if self.on_error not in ("null", "fail"):
+            raise SettingError(f"setting 'on_error' must be 'null' or 'fail', not {self.on_error!r}")

@@ -1,0 +1,139 @@
+"""What a query did: rows, distinct rows, tokens, seconds. Kept as `session.last_query`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class RowFailure:
+    """One failed row: which call, the values it was asked about, and why it failed."""
+
+    call: str
+    values: dict[str, object]
+    error: str
+
+
+MAX_KEPT_FAILURES = 1000
+_COUNTERS = (
+    "rows",
+    "distinct",
+    "asked",
+    "prompt_tokens",
+    "computed_tokens",
+    "output_tokens",
+    "reorder_seconds",
+    "model_seconds",
+    "failed",
+    "truncated",
+)
+
+
+@dataclass
+class StageStatistics:
+    """Counters of one LLM call of a statement.
+
+    rows: rows whose value was needed, duplicates included; distinct: distinct argument tuples among them;
+    asked: rows given to the model; prompt_tokens: tokens of their prompts; computed_tokens: prompt tokens that really
+    went through the model, the rest were shared prefixes; output_tokens: generated tokens; failed, truncated: rows.
+    """
+
+    call: str = ""
+    place: str = ""
+    rows: int = 0
+    distinct: int = 0
+    asked: int = 0
+    prompt_tokens: int = 0
+    computed_tokens: int = 0
+    output_tokens: int = 0
+    predicted_hit_rate: float | None = None
+    reorder_seconds: float = 0.0
+    model_seconds: float = 0.0
+    failed: int = 0
+    truncated: int = 0
+    failures: list[RowFailure] = field(default_factory=list)
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompt tokens that did not have to be computed, 0 to 1."""
+        return 1 - self.computed_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    def add(self, part: StageStatistics) -> None:
+        """Add the counters of a part of the same call's work."""
+        for name in _COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        self.failures += part.failures[: MAX_KEPT_FAILURES - len(self.failures)]
+
+    def add_failure(self, values: dict[str, object], error: str) -> None:
+        """Count a failed row and keep its reason (the first thousand of them)."""
+        self.failed += 1
+        if len(self.failures) < MAX_KEPT_FAILURES:
+            self.failures.append(RowFailure(self.call, values, error))
+
+
+@dataclass
+class QueryStatistics:
+    """Counters of one statement, a `StageStatistics` for each LLM call in it."""
+
+    sql: str = ""
+    plan: str = ""
+    stages: list[StageStatistics] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def model_calls(self) -> int:
+        """How many rows the model was asked about."""
+        return sum(stage.asked for stage in self.stages)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(stage.prompt_tokens for stage in self.stages)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Prompt tokens that went through the model."""
+        return sum(stage.computed_tokens for stage in self.stages)
+
+    @property
+    def output_tokens(self) -> int:
+        """Generated tokens."""
+        return sum(stage.output_tokens for stage in self.stages)
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompt tokens that did not have to be computed, 0 to 1."""
+        return 1 - self.computed_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    @property
+    def errors(self) -> list[RowFailure]:
+        """The failed rows and why they failed."""
+        return [failure for stage in self.stages for failure in stage.failures]
+
+    def report(self) -> str:
+        """The counters as a table in plain text."""
+        head = ("call", "rows", "distinct", "asked", "prompt tokens", "computed", "hit rate", "output", "seconds")
+        lines = [head]
+        for stage in self.stages:
+            lines.append(
+                (
+                    stage.call if len(stage.call) <= 48 else stage.call[:47] + "…",
+                    f"{stage.rows:,}",
+                    f"{stage.distinct:,}",
+                    f"{stage.asked:,}",
+                    f"{stage.prompt_tokens:,}",
+                    f"{stage.computed_tokens:,}",
+                    f"{stage.hit_rate:.1%}",
+                    f"{stage.output_tokens:,}",
+                    f"{stage.model_seconds:.2f}",
+                )
+            )
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        text = [
+            "  ".join([line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])])
+            for line in lines
+        ]
+        failed = sum(stage.failed for stage in self.stages)
+        if failed:
+            text.append(f"{failed:,} rows failed and are NULL; the reasons are in last_query.errors")
+        return "\n".join(text)

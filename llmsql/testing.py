@@ -1,0 +1,58 @@
+"""A model made of a Python function, for tests of queries: ours, and those that users write for their own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from llmsql.functions import Call
+from llmsql.model import Answer
+from llmsql.settings import Settings
+from llmsql.statistics import StageStatistics
+
+
+class FakeModel:
+    """Answers with `fn(prompt, fields, options)`, where a text is wanted; an exception in `fn` fails that row.
+
+    `fields` holds the fields that are not NULL; `options` the call's function, choices and options. `calls` counts the
+    rows asked over the model's life.
+
+    >>> import llmsql
+    >>> from llmsql.testing import FakeModel
+    >>> con = llmsql.connect(model=FakeModel(lambda prompt, fields, options: fields["x"].upper()))
+    >>> con.sql("SELECT llm('Shout', x) AS y FROM (VALUES ('a'), ('b')) t(x)").fetchall()
+    [('A',), ('B',)]
+    >>> con.last_query.model_calls
+    2
+    >>> con.close()
+    """
+
+    def __init__(self, fn: Callable[[str, dict[str, object], dict[str, Any]], str]):
+        self.fn = fn
+        self.calls = 0
+        self._lock = threading.Lock()
+
+    def answer(
+        self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics
+    ) -> Iterator[Answer]:
+        """One `fn` call a row, in the order of the rows."""
+        assert call.prompt is not None
+        for row, values in enumerate(fields.to_pylist()):
+            with self._lock:
+                self.calls += 1
+            shown = {name: value for name, value in values.items() if value is not None}
+            try:
+                text = self.fn(call.prompt, shown, call.options())
+            except Exception as problem:
+                yield Answer(row, None, f"{type(problem).__name__}: {problem}")
+                continue
+            if isinstance(text, str):
+                yield Answer(row, text)
+            else:
+                yield Answer(row, None, f"the model function returned {text!r}, not a text")
+
+    def close(self) -> None:
+        """Nothing to release."""
