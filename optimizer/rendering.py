@@ -56,8 +56,8 @@ def _text(value: str) -> pa.Scalar:
     return pa.scalar(value, TEXT)
 
 
-def _join(*parts: pa.Array | pa.Scalar, separator: str = "", null_handling: str = "emit_null") -> pa.Array:
-    return pc.binary_join_element_wise(*parts, _text(separator), null_handling=null_handling)
+def _join(*parts: pa.Array | pa.Scalar) -> pa.Array:
+    return pc.binary_join_element_wise(*parts, _text(""))
 
 
 def _render_nulls(values: pa.Array) -> pa.Array:
@@ -188,11 +188,9 @@ def _render_structs(values: pa.Array) -> pa.Array:
         texts = render_values(values.field(position))
         if names.count(name) > 1:  # leaving one of two namesakes out would not tell which
             texts = texts.fill_null("null")
-        members.append(_join(_text(quote_name(name) + ": "), texts))
-    if not members:
-        inner: pa.Array = pa.array([""] * len(values), TEXT)
-    else:
-        inner = _join(*members, separator=", ", null_handling="skip")
+        members.append(_join(_text(quote_name(name) + ": "), texts, _text(", ")).fill_null(""))
+    # no JSON value ends with a comma or a blank, so only the last separator is trimmed
+    inner = pc.ascii_rtrim(_join(*members), ", ") if members else pa.array([""] * len(values), TEXT)
     return pc.if_else(values.is_valid(), _join(_text("{"), inner, _text("}")), pa.scalar(None, TEXT))
 
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from .cells import Cells, as_cells
 from .deduplication import Deduplication, deduplicate
-from .dependencies import find_dependencies
 from .errors import OptimizerError
 from .fixed import Fields, fixed_fields, given_fields
 from .ordering import Ordering, OrderingStats
@@ -79,7 +78,7 @@ def _candidates(method: str) -> dict[str, Callable[[Cells], Fields]]:
     methods: dict[str, Callable[[Cells], Fields]] = {
         "sort": given_fields,
         "fixed": fixed_fields,
-        "tree": lambda cells: tree_fields(cells, find_dependencies(cells)),
+        "tree": tree_fields,
     }
     return methods if method == "auto" else {method: methods.get(method, given_fields)}
 

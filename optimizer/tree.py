@@ -1,86 +1,43 @@
-"""Field order per row, from a prefix tree that is grown level by level for all nodes at once."""
+"""Field order per row from nested clusters of rows: the method of this project."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from .cells import Cells
+from .clusters import Clusters, common_cells, depths, grow_clusters, regroup, without_redundant
 from .fixed import Fields
-from .grouping import first_of_group, group_keys
+from .grouping import Ints
+from .heads import head_columns
 
-Ints = npt.NDArray[np.int64]
 
+def tree_fields(cells: Cells) -> Fields:
+    """For each row its columns in prompt order, int32 [rows, columns]; the rows should be distinct.
 
-def tree_fields(cells: Cells, dependencies: npt.NDArray[np.bool_] | None = None) -> Fields:
-    """For each row of distinct rows its columns in prompt order, int32 [rows, columns].
-
-    A node is a set of rows that share a rendered prefix. It picks the column with the largest sum over values of
-    length * (count - 1); values that two or more of its rows hold become children, the other rows stay in the
-    node and try its other columns. With `dependencies` [columns, columns] a column's gain includes the cells
-    that it determines, since they are shared by the same rows.
+    Rows are clustered from the outside in by the cells that they share, clusters that have something in common are
+    put together once more, and each cell then stands where the outermost cluster that shares it begins.
     """
-    num_rows, num_columns = cells.num_rows, cells.num_columns
-    prefix = np.full((num_rows, num_columns), -1, dtype=np.int32)
-    depth = np.zeros(num_rows, dtype=np.int64)
-    weights = cells.id_lengths[cells.ids]  # what each cell still has to give, [rows, columns]
-    dependents = _dependents(dependencies, num_columns)
-    node = np.zeros(num_rows, dtype=np.int64)
-    rows, columns = np.nonzero(weights)
-    while len(rows):
-        rows, columns, groups, first = _repeated(node, rows, columns, cells.ids)
-        if not len(rows):
-            break
-        # nodes are renumbered densely, so that [nodes, columns] stays small
-        node_of_cell = group_keys(node[rows])
-        num_nodes = int(node_of_cell.max()) + 1
-        weight = weights[rows, columns]
-        for column, others in dependents:
-            chosen = columns == column
-            weight[chosen] += weights[rows[chosen][:, None], others].sum(axis=1)
-        slot = node_of_cell * num_columns + columns
-        gain = np.bincount(slot, weight, num_nodes * num_columns)
-        gain -= np.bincount(slot[first], weight[first], num_nodes * num_columns)
-        best = gain.reshape(num_nodes, num_columns).argmax(axis=1)
-        moved = columns == best[node_of_cell]
-        moved_rows = rows[moved]
-        node[rows] = num_rows + node_of_cell  # rows that stay
-        node[moved_rows] = groups[moved]
-        prefix[moved_rows, depth[moved_rows]] = columns[moved]
-        depth[moved_rows] += 1
-        weights[moved_rows, columns[moved]] = 0
-        rows, columns = rows[~moved], columns[~moved]
-    return complete_fields(prefix, cells.ids == 0)
+    # NULL takes no room, but where it stands should be the same for rows that stand together
+    ids = np.where(cells.codes < 0, len(cells.id_lengths) + np.arange(cells.num_columns), cells.ids)
+    lengths = np.concatenate([cells.id_lengths, np.zeros(cells.num_columns, dtype=np.int64)])
+    if not ids.size:
+        return np.zeros(ids.shape, dtype=np.int32)
+    clusters = grow_clusters(ids, lengths[ids])
+    clusters = without_redundant(clusters, common_cells(clusters, ids))
+    clusters = regroup(clusters, ids, lengths)
+    common = common_cells(clusters, ids)
+    return _fields(clusters, common, head_columns(cells, clusters, common))
 
 
-def _repeated(node: Ints, rows: Ints, columns: Ints, ids: Ints) -> tuple[Ints, Ints, Ints, Ints]:
-    """The cells that another row of the same node has too: rows, columns, group of each; first of each."""
-    size = int(ids.max()) + 1
-    groups = group_keys(node[rows] * size + ids[rows, columns])
-    repeated = np.bincount(groups)[groups] > 1
-    rows, columns = rows[repeated], columns[repeated]
-    groups = group_keys(groups[repeated])
-    return rows, columns, groups, first_of_group(groups)
-
-
-def _dependents(dependencies: npt.NDArray[np.bool_] | None, num_columns: int) -> list[tuple[int, Ints]]:
-    if dependencies is None:
-        return []
-    others = dependencies & ~np.eye(num_columns, dtype=bool)
-    return [(int(column), np.flatnonzero(others[column])) for column in np.flatnonzero(others.any(axis=1))]
-
-
-def complete_fields(prefix: Fields, empty: npt.NDArray[np.bool_]) -> Fields:
-    """Prefixes of columns (-1 where undecided) continued with the columns that are missing, empty cells first."""
-    num_rows, num_columns = prefix.shape
-    used = np.zeros((num_rows, num_columns + 1), dtype=bool)
-    np.put_along_axis(used, prefix.astype(np.int64), True, axis=1)  # -1 marks the spare column
-    used = used[:, :num_columns]
-    length = (prefix >= 0).sum(axis=1)
-    # rank: decided columns by place, then empty cells, then the rest in table order
-    rank = np.where(empty, num_columns, 2 * num_columns) + np.arange(num_columns)
-    place = np.broadcast_to(np.arange(num_columns), prefix.shape)
-    inside = place < length[:, None]
-    row_of = np.broadcast_to(np.arange(num_rows)[:, None], prefix.shape)
-    rank[row_of[inside], prefix[inside]] = place[inside]
-    return np.argsort(rank, axis=1, kind="stable").astype(np.int32)
+def _fields(clusters: Clusters, common: Ints, heads: Ints) -> Fields:
+    """Columns by the depth at which they become common, at each depth first the one that suits the neighbours."""
+    parents, depth = clusters.parents, depths(clusters.parents)
+    columns = np.arange(common.shape[1])
+    level = np.full(common.shape, -1)  # of each cluster and column; where it is not common the value is not used
+    for cluster in np.split(np.argsort(depth, kind="stable"), np.cumsum(np.bincount(depth)))[1:-1]:
+        above = parents[cluster]
+        own_level = 2 * depth[cluster][:, None] - (columns == heads[above][:, None])
+        level[cluster] = np.where(common[above] > 0, level[above], own_level)
+    tail_level = 2 * len(level) - (columns == heads[clusters.rows][:, None])
+    level = np.where(common[clusters.rows] > 0, level[clusters.rows], tail_level)
+    return np.argsort(level, axis=1, kind="stable").astype(np.int32)

@@ -1,0 +1,93 @@
+"""Clusters of rows, and the field orders that follow from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmsql.optimizer import encode, prefix_hits, reorder
+from llmsql.optimizer.clusters import Clusters, common_cells, depths, grow_clusters, regroup, without_redundant
+
+MATRICES = st.tuples(st.integers(1, 12), st.integers(1, 4)).flatmap(
+    lambda shape: st.lists(
+        st.lists(st.integers(0, 2), min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0]
+    )
+)
+
+
+def as_ids(matrix: list[list[int]]) -> np.ndarray:
+    return np.array(matrix) + 1 + 3 * np.arange(len(matrix[0]))
+
+
+def rows_of(clusters: Clusters) -> list[list[int]]:
+    """The rows of each cluster, those of clusters further inside included."""
+    members: list[list[int]] = [[] for _ in range(clusters.num_clusters)]
+    for row, cluster in enumerate(clusters.rows.tolist()):
+        while cluster >= 0:
+            members[cluster].append(row)
+            cluster = int(clusters.parents[cluster])
+    return members
+
+
+def savings(clusters: Clusters, common: np.ndarray) -> int:
+    children = np.bincount(clusters.rows, minlength=clusters.num_clusters)
+    children += np.bincount(clusters.parents[1:], minlength=clusters.num_clusters)
+    return int(((children - 1) * (common > 0).sum(axis=1)).sum())
+
+
+@given(MATRICES)
+@settings(deadline=None)
+def test_common_cells_are_those_that_all_rows_share(matrix: list[list[int]]) -> None:
+    ids = as_ids(matrix)
+    clusters = grow_clusters(ids, np.ones_like(ids))
+    common = common_cells(clusters, ids)
+    for cluster, rows in enumerate(rows_of(clusters)):
+        shared = [column[0] if len(set(column)) == 1 else 0 for column in ids[rows].T.tolist()]
+        assert common[cluster].tolist() == shared
+    assert (depths(clusters.parents)[1:] == depths(clusters.parents)[clusters.parents[1:]] + 1).all()
+
+
+@given(MATRICES)
+@settings(deadline=None)
+def test_leaving_out_and_regrouping_never_lose(matrix: list[list[int]]) -> None:
+    ids = as_ids(matrix)
+    lengths = np.ones(ids.max() + 1, dtype=np.int64)
+    clusters = grow_clusters(ids, lengths[ids])
+    before = savings(clusters, common_cells(clusters, ids))
+    lean = without_redundant(clusters, common_cells(clusters, ids))
+    assert savings(lean, common_cells(lean, ids)) == before
+    regrouped = regroup(lean, ids, lengths)
+    assert savings(regrouped, common_cells(regrouped, ids)) >= before
+
+
+def test_what_groups_have_in_common_comes_before_them() -> None:
+    # a product determines its brand: the long product name is chosen first, yet the brand must stand outside
+    products = [f"product {i} with a long name" for i in range(20)]
+    table = pa.table(
+        {
+            "product": [product for product in products for _ in range(5)],
+            "brand": [f"brand {i % 2}" for i in range(20) for _ in range(5)],
+            "review": [str(i) for i in range(100)],
+        }
+    )
+    ordering = reorder(table, method="tree")
+    assert ordering.fields.tolist() == [[1, 0, 2]] * 100
+    lengths = [len('"product": "",\n') + len(product) for product in products]
+    wanted = 98 * len('"brand": "brand 0",\n') + 4 * sum(lengths)
+    assert ordering.stats.hit_units == wanted
+
+
+def test_rows_that_share_no_cell_share_the_begin_of_one() -> None:
+    table = pa.table({"id": [str(i) for i in range(9)], "url": [f"https://example.org/{i}" for i in range(9)]})
+    cells = encode(table)
+    ordering = reorder(cells, method="tree")
+    assert (ordering.fields[:, 0] == 1).all()
+    assert prefix_hits(cells, ordering).characters_partial == 8 * len('"url": "https://example.org/')
+
+
+def test_null_stands_at_one_place_among_rows_that_stand_together() -> None:
+    table = pa.table({"a": [None, None, "x", "y"], "b": ["same"] * 4, "c": ["1", "2", "3", "4"]})
+    fields = reorder(table, method="tree").fields
+    assert fields[0].tolist() == fields[1].tolist()
