@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class NodeTable:
         for field in fields(self):
             tensor = getattr(self, field.name)
             assert str(tensor.dtype) == "torch.int32", f"{field.name} is {tensor.dtype}, not int32"
-            assert tensor.dim() == 1 and tensor.is_contiguous(), f"{field.name} is not one contiguous dimension"
+            assert tensor.dim() == 1, f"{field.name} has {tensor.dim()} dimensions, not 1"
+            assert tensor.is_contiguous(), f"{field.name} is not contiguous"
             assert tensor.device == self.blocks.device, f"{field.name} is on another device than blocks"
         _check_starts("node_block_start", self.node_block_start.tolist(), self.num_nodes, int(self.blocks.shape[0]))
         _check_starts("path_start", self.path_start.tolist(), self.num_rows, int(self.path_nodes.shape[0]))
@@ -74,7 +76,7 @@ class NodeTable:
         assert len(offsets) == len(lengths) == len(positions), "node_offset, node_len, node_position differ in length"
         for node, (offset, length, position) in enumerate(zip(offsets, lengths, positions)):
             assert 0 <= offset < block_size, f"node {node} starts at slot {offset} of a block of {block_size}"
-            assert length >= 0 and position >= 0, f"node {node} has length {length} at position {position}"
+            assert min(length, position) >= 0, f"node {node} has length {length} at position {position}"
             capacity = (starts[node + 1] - starts[node]) * block_size
             assert length == 0 or offset + length <= capacity, (
                 f"node {node} needs {offset + length} slots, its blocks hold {capacity}"
@@ -106,5 +108,5 @@ class NodeTable:
 def _check_starts(name: str, starts: list[int], count: int, total: int | None) -> None:
     assert len(starts) == count + 1, f"{name} has {len(starts)} entries for {count} ranges"
     assert starts[0] == 0, f"{name} begins at {starts[0]}, not at 0"
-    assert all(a <= b for a, b in zip(starts, starts[1:])), f"{name} decreases"
+    assert all(a <= b for a, b in pairwise(starts)), f"{name} decreases"
     assert total is None or starts[-1] == total, f"{name} ends at {starts[-1]}, not at {total}"
