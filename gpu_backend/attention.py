@@ -89,6 +89,8 @@ class StepAttention:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
+        dtype = query.dtype
+        query = query.to(keys.dtype)
         tokens, heads, _ = query.shape
         _, kv_heads, value_dim = values.shape
         group = heads // kv_heads
@@ -116,7 +118,7 @@ class StepAttention:
                 o.view(kv_heads, -1, group, value_dim).transpose(0, 1).float(),
                 part_lse.view(kv_heads, -1, group).transpose(0, 1).float(),
             )
-        return out.view(tokens, heads, value_dim).to(query.dtype)
+        return out.view(tokens, heads, value_dim).to(dtype)
 
     def _tensors(
         self, window: int | None, group: int, dtype: torch.dtype

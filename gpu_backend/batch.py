@@ -86,11 +86,15 @@ def _build_table(
     nodes: list[Node] = []
 
     def path_of(node: Node) -> list[int]:
-        path = paths.get(node)
-        if path is None:
-            above = path_of(node.parent) if node.parent is not None and node.parent.parent is not None else []
-            path = paths[node] = [*above, len(nodes)]
-            nodes.append(node)
+        new = []
+        above: Node | None = node
+        while above is not None and above.parent is not None and above not in paths:
+            new.append(above)
+            above = above.parent
+        path = paths.get(above, []) if above is not None else []
+        for below in reversed(new):
+            path = paths[below] = [*path, len(nodes)]
+            nodes.append(below)
         return path
 
     row_paths = [path_of(chunk.node) for chunk in chunks]

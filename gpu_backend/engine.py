@@ -25,7 +25,7 @@ from .memory import max_logit_rows, num_kv_blocks
 from .model_runner import ModelRunner
 from .request import Completion, FinishReason, Request
 from .sampling import draw, greedy, label_log_probs
-from .scheduler import Chunk, Scheduler
+from .scheduler import Chunk, Scheduler, Step
 from .sequence import Sequence
 from .stats import EngineStats
 from .tokenizer import PromptTokenizer, load_tokenizer
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_MAX_BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+_MAX_BATCH_TOKENS = {"cuda": 8192}  # elsewhere 1024: larger steps do not make CPU products faster
+_MAX_RUNNING = {"cuda": 1024}  # elsewhere 256
 
 
 class Engine:
@@ -60,7 +61,7 @@ class Engine:
         tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
         trust_remote_code: bool = False,
         block_size: int = 16,
-        max_running: int = 256,
+        max_running: int | None = None,
         window: int = 4096,
         prefix_sharing: bool = True,
         share_in_step: bool = True,
@@ -77,7 +78,7 @@ class Engine:
             tokenizer: where the tokenizer is, if not with the model.
             trust_remote_code: whether the model's own Python code may run.
             block_size: tokens of one KV block.
-            max_running: requests in the works at one time, at most.
+            max_running: requests in the works at one time, at most; None chooses by device.
             window: requests taken from the input ahead of those that run; bounds memory.
             prefix_sharing: False gives each request a path of its own: the baseline without reuse.
             share_in_step: False makes a request wait while another computes its prefix in the same step.
@@ -88,10 +89,8 @@ class Engine:
             MemoryBudgetError: the KV budget is malformed, less than a block, or more than there is.
         """
         limits = {"block_size": block_size, "max_running": max_running, "window": window}
-        if max_batch_tokens is not None:
-            limits["max_batch_tokens"] = max_batch_tokens
-        for name, value in limits.items():
-            if value < 1:
+        for name, value in {**limits, "max_batch_tokens": max_batch_tokens}.items():
+            if value is not None and value < 1:
                 raise EngineError(f"{name} must be at least 1, got {value}")
         self._lock = FairLock()
         self._closed = False
@@ -99,7 +98,7 @@ class Engine:
         self._streams: list[_Stream] = []
         self.stats = EngineStats()
         self.device = resolve_device(device)
-        self.dtype = resolve_dtype(dtype, self.device)
+        self.dtype = resolve_dtype(dtype, self.device, model)
         loaded = load_model(model, device=self.device, dtype=self.dtype, trust_remote_code=trust_remote_code)
         self.eos_token_ids = eos_token_ids(loaded)
         self.max_context = max_context(loaded)
@@ -119,10 +118,11 @@ class Engine:
             PrefixTree(self._pool, sharing=prefix_sharing),
             max_tokens=max_batch_tokens or _MAX_BATCH_TOKENS.get(self.device.type, 1024),
             max_logits=max_logits,
-            max_running=min(max_running, max_logits),
+            max_running=min(max_running or _MAX_RUNNING.get(self.device.type, 256), max_logits),
             share_in_step=share_in_step,
         )
         self._window = window
+        self._choice_plans: dict[tuple[str | tuple[int, ...], ...], ChoicePlan] = {}
         self._trust_remote_code = trust_remote_code
         self._tokenizer_source = tokenizer if tokenizer is not None else model
         self._tokenizer: PromptTokenizer | None = None
@@ -187,7 +187,7 @@ class Engine:
                     self._reap()
                     self._add(stream, arrived)
                     if stream.live and not stream.finished:
-                        self._step()
+                        self._step(first=stream.neglected() if len(self._streams) > 1 else None)
                 while stream.finished:
                     yield stream.finished.popleft()
                 if stream.exhausted and not stream.live:
@@ -195,9 +195,9 @@ class Engine:
         finally:
             self._abandon(stream)
 
-    def _step(self) -> None:
+    def _step(self, first: Sequence | None = None) -> None:
         started = time.perf_counter()
-        step = self._scheduler.schedule()
+        step = self._scheduler.schedule(first)
         if step is None:
             return
         for sequence, problem in step.rejected:
@@ -206,11 +206,18 @@ class Engine:
             return
         batch = build_batch(step, self.block_size)
         scheduled = time.perf_counter()
-        logits = self._runner.forward(batch)
+        try:
+            logits = self._runner.forward(batch)
+        except RuntimeError as problem:  # nothing is committed: other callers' requests are scheduled again
+            raise EngineError(f"the model failed in a step of {step.num_tokens} tokens: {problem}") from problem
         ran = time.perf_counter()
-        self._scheduler.commit(step)
-        self._count(step.chunks)
-        self._read(batch, logits, step.prefilled)
+        try:
+            self._scheduler.commit(step)
+            self._count(step.chunks)
+            self._read(batch, logits, step.prefilled)
+        except BaseException:
+            self._interrupt(step)
+            raise
         self.stats.steps += 1
         self.stats.step_tokens += step.num_tokens
         self.stats.peak_kv_blocks = self._pool.peak_used
@@ -337,18 +344,25 @@ class Engine:
     def _choices(self, choices: Iterable[str | Iterable[int]]) -> ChoicePlan:
         if isinstance(choices, str):
             raise RequestError(f"choices must be a list, got the single text {choices!r}")
-        labels, texts = [], []
-        for choice in choices:
-            if isinstance(choice, str):
-                labels.append(self.tokenizer.encode(choice).tolist())
-                texts.append(choice)
-            else:
-                labels.append([int(token) for token in choice])
-                texts.append("")
-        end = self._tokenizer.end_token_id if self._tokenizer is not None else None
-        if end is None and self.eos_token_ids:
-            end = self.eos_token_ids[0]
-        return plan_choices(labels, texts, end_token=end, vocab_size=self._runner.vocab_size)
+        given = tuple(choice if isinstance(choice, str) else tuple(map(int, choice)) for choice in choices)
+        plan = self._choice_plans.get(given)
+        if plan is None:
+            try:
+                labels = [self.tokenizer.encode(c).tolist() if isinstance(c, str) else c for c in given]
+            except ModelError as problem:
+                raise RequestError(f"choices given as text need a tokenizer: {problem}") from problem
+            texts = [choice if isinstance(choice, str) else "" for choice in given]
+            plan = plan_choices(labels, texts, end_token=self._end_token_id(), vocab_size=self._runner.vocab_size)
+            if len(self._choice_plans) >= 256:
+                self._choice_plans.clear()
+            self._choice_plans[given] = plan
+        return plan
+
+    def _end_token_id(self) -> int | None:
+        try:
+            return self.tokenizer.end_token_id
+        except ModelError:
+            return self.eos_token_ids[0] if self.eos_token_ids else None
 
     def _finish_choice(self, sequence: Sequence) -> None:
         job = _job(sequence)
@@ -384,6 +398,13 @@ class Engine:
             return self.tokenizer.decode(token_ids)
         except ModelError:
             return ""
+
+    def _interrupt(self, step: Step) -> None:
+        """After an interrupt between commit and read: whoever awaits this step's logits can never go on."""
+        for chunk in step.chunks:
+            for sequence in chunk.sequences:
+                if sequence in _job(sequence).stream.live:
+                    self._finish(sequence, "error", error="the step was interrupted")
 
     def _abandon(self, stream: _Stream) -> None:
         """Cancel what is left of a stream; may run at any time, even as a finaliser inside a step."""
@@ -430,6 +451,12 @@ class _Stream:
         arrived = list(islice(self.requests, wanted))
         self.exhausted = len(arrived) < wanted
         return arrived
+
+    def neglected(self) -> Sequence | None:
+        """The oldest waiting request, if none of this stream runs: other streams must not keep it out for ever."""
+        if any(sequence.started for sequence in self.live):
+            return None
+        return next(iter(self.live), None)
 
     def drop(self, scheduler: Scheduler) -> None:
         """Cancel all requests that are left."""

@@ -41,5 +41,5 @@ class KVCache:
         value: torch.Tensor,  # [tokens, kv_heads, value_dim]
     ) -> None:
         """Store the step's keys and values of one layer."""
-        self.keys[layer].index_copy_(0, slots, key)
-        self.values[layer].index_copy_(0, slots, value)
+        self.keys[layer].index_copy_(0, slots, key.to(self.keys[layer].dtype))
+        self.values[layer].index_copy_(0, slots, value.to(self.values[layer].dtype))

@@ -34,11 +34,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if str(resolved) == "cuda" else resolved
 
 
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on the CPU and bfloat16 (float16 before Ampere) on CUDA."""
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device, model: object = None) -> torch.dtype:
+    """`auto` is a model object's own; else float32 on the CPU and bfloat16 (float16 before Ampere) on CUDA."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
+        if isinstance(model, transformers.PreTrainedModel):
+            return model.dtype  # type: ignore[no-any-return]
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -56,14 +58,15 @@ def load_model(
 ) -> PreTrainedModel:
     """The model in evaluation mode on `device`, reading safetensors only; raises ModelError.
 
-    A model object is not changed: we take a copy of its modules and configuration that shares its weights.
+    A model object is not changed: we take a copy of its modules and configuration. The copy shares its weights where
+    device and dtype agree.
     """
     if isinstance(model, transformers.PreTrainedModel):
-        loaded = _adopt(model)
+        loaded = _adopt(model, device, dtype)
     else:
-        loaded = _read(str(model), dtype, trust_remote_code)
+        loaded = _read(str(model), dtype, trust_remote_code).to(device)
     _check_forward(loaded)
-    return loaded.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return loaded.eval()
 
 
 def max_context(model: PreTrainedModel) -> int | None:
@@ -110,8 +113,9 @@ def _read(name: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedM
     progress_bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()  # the caller shows progress of its own
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
             source,
+            output_loading_info=True,
             config=copy.deepcopy(config),
             dtype=dtype,
             use_safetensors=True,
@@ -123,12 +127,24 @@ def _read(name: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedM
     finally:
         if progress_bars:
             transformers.utils.logging.enable_progress_bar()
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"model {name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: the files do"
+            " not belong to this configuration, or some are missing"
+        )
+    return model
 
 
-def _adopt(model: PreTrainedModel) -> PreTrainedModel:
+def _adopt(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     _check_architecture(type(model).__name__, model.config)
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    fits = model.device == device and model.dtype == dtype
+    shared: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]} if fits else {}
     adopted: PreTrainedModel = copy.deepcopy(model, shared)
+    if not fits:
+        for parameter in adopted.parameters():  # not the buffers: rotary frequencies stay in float32
+            parameter.data = parameter.data.to(dtype)
+        adopted.to(device)
     try:
         adopted.set_attn_implementation(ATTENTION_NAME)
     except Exception as error:

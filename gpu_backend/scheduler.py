@@ -74,8 +74,10 @@ class Scheduler:
         """Queue a request."""
         self.tree.insert(sequence)
 
-    def schedule(self) -> Step | None:
-        """The next step, or None when there is nothing to do."""
+    def schedule(self, first: Sequence | None = None) -> Step | None:
+        """The next step, or None when there is nothing to do; `first` is the waiting request to admit first, if any."""
+        if first is not None:
+            self.tree.visit(first)
         step = _StepBuilder(self.max_tokens, self.max_logits, self.share_in_step)
         for sequence in self._decoding:
             if not step.add_decode(sequence):

@@ -136,6 +136,10 @@ class PrefixTree:
             node = next(iter(node.waiting_children))
         return node.waiting[0]
 
+    def visit(self, sequence: Sequence) -> None:
+        """Let the depth-first walk go on from this waiting request."""
+        self._cursor = sequence.leaf
+
     def start(self, sequence: Sequence) -> None:
         """Turn the waiting request, which must be first at its leaf, into a running one."""
         first = sequence.leaf.waiting.popleft()
