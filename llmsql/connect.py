@@ -88,8 +88,8 @@ def register(
 ) -> Registration:
     """Add the LLM functions to a DuckDB connection as plain UDFs, for tools that hold the connection themselves.
 
-    DuckDB gives a function at most 2,048 rows at a time and does not tell it the names of its columns, so equal rows are
-    found and rows reordered within such a chunk only; fields get names from a struct argument
+    DuckDB gives a function at most 2,048 rows at a time and does not tell it the names of its columns, so equal rows
+    are found and rows reordered within such a chunk only; fields get names from a struct argument
     (`llm('…', {'title': title})`), and are called field1, field2, ... otherwise. Options are those of the settings.
     Use `connect` where you can.
 

@@ -25,16 +25,20 @@ class DuckDBCatalog:
         run: runs SQL with named parameters where the caller's variables can be seen.
         scope: the caller's variables.
         parameters: the statement's parameter values by name.
+        in_transaction: whether the user has a transaction open.
     """
 
     dialect = "duckdb"
     _numbers = itertools.count(1)
     _process = uuid.uuid4().hex[:8]
 
-    def __init__(self, run: Run, scope: Mapping[str, Any], parameters: Mapping[str, Any]):
+    def __init__(
+        self, run: Run, scope: Mapping[str, Any], parameters: Mapping[str, Any], *, in_transaction: bool = False
+    ):
         self._run = run
         self._scope = scope
         self._parameters = parameters
+        self._in_transaction = in_transaction
         self._functions: dict[str, set[str]] | None = None
 
     def columns(self, query: exp.Query) -> list[tuple[str, str]]:
@@ -44,6 +48,16 @@ class DuckDBCatalog:
             return [(row[0], row[1]) for row in self._run(sql, parameters_of(query, self._parameters))]
         except duckdb.Error as problem:
             raise QueryError(_shown(problem)) from problem
+
+    def binds(self, query: exp.Query) -> bool:
+        """See `Catalog.binds`; a statement that fails aborts the transaction that the user may have open."""
+        if self._in_transaction:
+            return False
+        try:
+            self.columns(query)
+        except QueryError:
+            return False
+        return True
 
     def constant(self, expression: exp.Expression) -> Any:
         """The value of a constant expression; literals without asking DuckDB."""

@@ -52,7 +52,9 @@ class ChunkFunctions:
         """Take the functions off the connection; nothing happens when it is gone or closed already."""
         connection, names = self._connection(), self.names
         self.names = []
-        for name in names if connection is not None else []:
+        if connection is None:
+            return
+        for name in names:
             with contextlib.suppress(duckdb.Error, RuntimeError):
                 connection.remove_function(name)
 
@@ -98,7 +100,8 @@ class ChunkFunctions:
     def _in_place(self, calls: pa.ChunkedArray, prompts: pa.ChunkedArray, fields: pa.ChunkedArray) -> pa.Array:
         """A call that the planner left in place: the call as JSON, the prompt if it varies, the fields as a struct."""
         call = Call.from_json(calls[0].as_py())
-        return self._evaluate(call, fields_table([fields], []), prompts)
+        named = fields_table([fields], [])
+        return self._evaluate(call, fields_table(named.columns, named.column_names), prompts)
 
     def _evaluate(self, call: Call, fields: pa.Table, prompts: pa.ChunkedArray) -> pa.Array:
         statistics = StageStatistics(call=f"{call.function}({call.prompt or '…'})", place="in place")

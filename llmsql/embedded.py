@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from llmsql.settings import Settings
 from llmsql.statistics import StageStatistics
 
 if TYPE_CHECKING:
-    from llmsql.gpu_backend import Engine, PromptTokenizer, Request
+    from llmsql.gpu_backend import Completion, Engine, PromptTokenizer, Request
 
 
 class EmbeddedModel:
@@ -49,9 +49,7 @@ class EmbeddedModel:
                     raise ModelError(str(problem)) from problem
             return self._engine
 
-    def answer(
-        self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics
-    ) -> Iterator[Answer]:
+    def answer(self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics) -> Iterator[Answer]:
         """Order the rows and their fields for prefix reuse, and run them."""
         from llmsql.gpu_backend import EngineError
 
@@ -59,9 +57,10 @@ class EmbeddedModel:
         try:
             prompts = _prompts(call, fields, engine.tokenizer, settings, statistics)
             before, started = engine.stats.snapshot(), time.perf_counter()
-            completions = engine.generate(_requests(call, prompts, settings))
+            completions = cast("Generator[Completion, None, None]", engine.generate(_requests(call, prompts, settings)))
             try:
                 for completion in completions:
+                    assert isinstance(completion.id, int)
                     yield Answer(
                         row=completion.id,
                         text=None if completion.error else completion.text,
@@ -127,7 +126,10 @@ def _free_prompts(
     opening = question(call.prompt, call.choices) + DATA_OPEN
     if statistics.predicted_hit_rate is None:
         statistics.predicted_hit_rate = _predicted_hit_rate(
-            cells, ordering, len(prefix) + len(tokenizer.encode(opening)), len(tokenizer.encode(DATA_CLOSE)) + len(suffix)
+            cells,
+            ordering,
+            len(prefix) + len(tokenizer.encode(opening)),
+            len(tokenizer.encode(DATA_CLOSE)) + len(suffix),
         )
     if not tokenizer.additive:
         return _whole_prompts(cells, ordering, opening, tokenizer, prefix, suffix)

@@ -100,7 +100,13 @@ class PlanRunner:
         self.scratch.append(("VIEW", stage.name))
 
     def _ask(
-        self, stage: Stage, asked: str, answers: str, start: int, statistics: StageStatistics, advance: Callable[[int], None]
+        self,
+        stage: Stage,
+        asked: str,
+        answers: str,
+        start: int,
+        statistics: StageStatistics,
+        advance: Callable[[int], None],
     ) -> None:
         """Ask one batch of distinct argument tuples and store the values under their ids."""
         stop = start + self._settings.batch_rows

@@ -27,9 +27,7 @@ class Answer:
 class Model(Protocol):
     """Answers calls. The embedded engine is one; `llmsql.testing.FakeModel` is another."""
 
-    def answer(
-        self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics
-    ) -> Iterator[Answer]:
+    def answer(self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics) -> Iterator[Answer]:
         """Answer `call` for every row of `fields`, in any order, each row exactly once.
 
         Args:

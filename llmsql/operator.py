@@ -88,7 +88,7 @@ def _answer_rows(
         if len(unique.first) < len(rows):
             by_distinct = np.argsort(unique.inverse, kind="stable")
             bounds = np.searchsorted(unique.inverse[by_distinct], np.arange(len(unique.first) + 1))
-            copies = [by_distinct[start:stop] for start, stop in zip(bounds[:-1], bounds[1:])]
+            copies = np.split(by_distinct, bounds[1:-1])
             asked = asked.take(pa.array(unique.first))
     on_error = call.on_error or settings.on_error
     statistics.asked += asked.num_rows

@@ -11,7 +11,9 @@ from llmsql.statistics import StageStatistics
 
 
 @contextmanager
-def progress_bar(label: str, total: int, statistics: StageStatistics, wanted: bool | None) -> Iterator[Callable[[int], None]]:
+def progress_bar(
+    label: str, total: int, statistics: StageStatistics, wanted: bool | None
+) -> Iterator[Callable[[int], None]]:
     """A function that is told of newly done rows; it draws only when `wanted`, or by default on a terminal."""
     if wanted is False or (wanted is None and not sys.stderr.isatty()) or total == 0:
         yield lambda rows: None

@@ -184,14 +184,17 @@ class Session:
         return found if any(tree is not None for _, tree in found) else [(query, None)]
 
     def _plan(self, tree: exp.Expression, parameters: dict[str, Any], variables: dict[str, Any]) -> Plan:
-        catalog = DuckDBCatalog(self._runner(variables), variables, parameters)
+        run = self._runner(variables)
+        catalog = DuckDBCatalog(run, variables, parameters, in_transaction=self._in_transaction())
         return plan_statement(tree, catalog, stage_calls=self.settings.plan)
 
     def _runner(self, variables: dict[str, Any]) -> Run:
         def run(sql: str, parameters: Mapping[str, Any], **more: Any) -> list[tuple[Any, ...]]:
             arguments = (sql, dict(parameters)) if parameters else (sql,)
             # Fetched to the end: DuckDB 2 refuses the next statement while a result is open.
-            return run_with_variables(partial(self._connection.execute, *arguments), {**variables, **more}).fetchall()
+            result = run_with_variables(partial(self._connection.execute, *arguments), {**variables, **more})
+            rows: list[tuple[Any, ...]] = result.fetchall()
+            return rows
 
         return run
 
@@ -210,9 +213,12 @@ class Session:
         runner = PlanRunner(
             self._runner(variables), self._read, parameters, self._models.get, self.settings, statistics
         )
-        own_transaction = self._begin()
+        result: _Result | None
+        own_transaction = False
         try:
+            # Planned outside of our own transaction: an attempt to bind that fails would abort it.
             plan = self._plan(tree, parameters, variables)
+            own_transaction = self._begin()
             statistics.plan = plan.explain()
             if explained is not None and not explained.group(1):
                 result = self._text_result(statistics.plan)
@@ -234,12 +240,16 @@ class Session:
             result = self._text_result(f"{statistics.plan}\n\n{statistics.report()}")
         return result
 
+    def _in_transaction(self) -> bool:
+        """Whether the user has a transaction open: then two statements have the same transaction number."""
+        first, second = (self._connection.execute("SELECT txid_current()").fetchall() for _ in range(2))
+        return bool(first == second)
+
     def _begin(self) -> bool:
         """Open a transaction, so that stages and final statement see the same rows; False inside one of the user's."""
-        try:
-            self._connection.execute("BEGIN TRANSACTION")
-        except duckdb.TransactionException:
+        if self._in_transaction():
             return False
+        self._connection.execute("BEGIN TRANSACTION")
         return True
 
     def _abandon(self, own_transaction: bool, runner: PlanRunner) -> None:
@@ -262,7 +272,9 @@ class Session:
 
     def _text_result(self, text: str) -> _Result:
         result = self._new_result(["explain_key", "explain_value"])
-        self._connection.execute(f"CREATE TEMP TABLE {result.name} AS SELECT 'llm_plan' AS c0, $text AS c1", {"text": text})
+        self._connection.execute(
+            f"CREATE TEMP TABLE {result.name} AS SELECT 'llm_plan' AS c0, $text AS c1", {"text": text}
+        )
         return result
 
     def _new_result(self, names: list[str]) -> _Result:

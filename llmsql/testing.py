@@ -35,9 +35,7 @@ class FakeModel:
         self.calls = 0
         self._lock = threading.Lock()
 
-    def answer(
-        self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics
-    ) -> Iterator[Answer]:
+    def answer(self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics) -> Iterator[Answer]:
         """One `fn` call a row, in the order of the rows."""
         assert call.prompt is not None
         for row, values in enumerate(fields.to_pylist()):

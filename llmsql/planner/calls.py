@@ -45,12 +45,12 @@ def has_llm_call(node: exp.Expression) -> bool:
 
 def own_calls(select: exp.Select) -> list[exp.Anonymous]:
     """The calls of this SELECT itself, not of queries inside it; inner calls before those that contain them."""
-    return [node for node in _post_order(select, select) if is_llm_call(node)]  # type: ignore[misc]
+    return [node for node in _post_order(select, select) if is_llm_call(node)]
 
 
 def calls_in(node: exp.Expression) -> list[exp.Anonymous]:
     """The calls in an expression of a SELECT, inner first; queries nested in it are not entered."""
-    return [found for found in _post_order(node, node) if is_llm_call(found)]  # type: ignore[misc]
+    return [found for found in _post_order(node, node) if is_llm_call(found)]
 
 
 def position(node: exp.Expression) -> tuple[int | None, int | None]:
@@ -61,7 +61,7 @@ def position(node: exp.Expression) -> tuple[int | None, int | None]:
 
 def call_text(node: exp.Expression, dialect: str) -> str:
     """An expression with calls as SQL, the calls' names in lower case as users write them."""
-    text = node.sql(dialect=dialect)
+    text: str = node.sql(dialect=dialect)
     for found in node.find_all(exp.Anonymous):
         if is_llm_call(found):
             text = text.replace(f"{found.name.upper()}(", f"{found.name.lower()}(")
@@ -100,7 +100,9 @@ def _parse_call(
     positional = [argument for argument in node.expressions if not _is_option(argument)]
     options = _options(node, name, catalog)
     if len(positional) < function.leading:
-        raise CallError(f"{name} needs {'a prompt' if function.leading == 1 else 'a prompt and labels'}: {function.usage}")
+        raise CallError(
+            f"{name} needs {'a prompt' if function.leading == 1 else 'a prompt and labels'}: {function.usage}"
+        )
     prompt, prompt_expression = _prompt(positional[0], name, catalog)
     labels = _constant(positional[1], f"{name}: the labels", catalog) if function.leading == 2 else None
     fields = _fields(positional[function.leading :], catalog.dialect, star)

@@ -20,6 +20,10 @@ class Catalog(Protocol):
         """
         ...
 
+    def binds(self, query: exp.Query) -> bool:
+        """Whether the query binds; also False where a failed attempt would do harm, and so cannot be made."""
+        ...
+
     def constant(self, expression: exp.Expression) -> Any:
         """The Python value of an expression without columns.
 

@@ -33,13 +33,11 @@ def instability(source: exp.Expression, catalog: Catalog, ctes: list[exp.CTE]) -
         if catalog.reads_once(table):
             return "the stream can be read only once"
         cte = by_name.get(table.name.lower()) if not table.db else None
-        if cte is not None:
-            definition: exp.Expression | None = cte.this
-            visible = [other for other in ctes if other is not cte]
-        else:
-            definition, visible = catalog.view(table), []
-        if definition is not None and (reason := instability(definition, catalog, visible)) is not None:
-            return reason
+        definition = cte.this if cte is not None else catalog.view(table)
+        visible = [other for other in ctes if other is not cte] if cte is not None else []
+        inner = instability(definition, catalog, visible) if definition is not None else None
+        if inner is not None:
+            return inner
     return None
 
 
@@ -49,5 +47,5 @@ def volatile_function(expression: exp.Expression, catalog: Catalog) -> str | Non
         names = [function.name] if isinstance(function, exp.Anonymous) else function.sql_names()
         for name in names:
             if isinstance(function, (exp.Rand, exp.Uuid)) or catalog.is_volatile(name):
-                return name.lower()
+                return str(name).lower()
     return None

@@ -10,8 +10,8 @@ from llmsql.planner.catalog import Catalog
 class Grouping:
     """The grouping of one SELECT.
 
-    A call before the grouping sees rows: it stands in an aggregate's argument, or is (part of) a group key. One after it
-    sees groups; as its arguments are then group keys, its value is the same for all rows of a group.
+    A call before the grouping sees rows: it stands in an aggregate's argument, or is (part of) a group key. One after
+    it sees groups; as its arguments are then group keys, its value is the same for all rows of a group.
     """
 
     def __init__(self, select: exp.Select, catalog: Catalog):
@@ -19,10 +19,11 @@ class Grouping:
         self.catalog = catalog
         group = select.args.get("group")
         self.all = bool(group is not None and group.args.get("all"))
-        self.has_sets = bool(group is not None and any(group.args.get(k) for k in ("grouping_sets", "cube", "rollup")))
+        self.has_sets = group is not None and group.find(exp.GroupingSets, exp.Cube, exp.Rollup) is not None
         self.keys = list(group.expressions) if group is not None else []
         self.is_grouped = group is not None or any(
-            self._aggregate_in(item) for item in [*select.expressions, *([select.args["having"]] if select.args.get("having") else [])]
+            self._aggregate_in(item)
+            for item in [*select.expressions, *([select.args["having"]] if select.args.get("having") else [])]
         )
 
     def is_after_grouping(self, node: exp.Expression) -> bool:
@@ -50,9 +51,7 @@ class Grouping:
             if isinstance(key, exp.Literal) and not key.is_string:
                 if int(key.name) - 1 == self.select.expressions.index(item):
                     return True
-            elif isinstance(key, exp.Column) and not key.table and key.name.lower() == item.alias.lower():
-                return True
-            elif key == expression:
+            elif key == expression or (_is_bare(key) and key.name.lower() == item.alias.lower()):
                 return True
         return False
 
@@ -63,7 +62,11 @@ class Grouping:
 
     def _aggregate_in(self, item: exp.Expression) -> bool:
         for found in item.find_all(exp.Func):
-            if self._is_aggregate(found) and not isinstance(found.parent, exp.Window) and found.parent_select is self.select:
+            if (
+                self._is_aggregate(found)
+                and not isinstance(found.parent, exp.Window)
+                and found.parent_select is self.select
+            ):
                 return True
         return False
 
@@ -71,3 +74,7 @@ class Grouping:
         if isinstance(node, exp.AggFunc):
             return True
         return isinstance(node, exp.Anonymous) and self.catalog.is_aggregate(node.name)
+
+
+def _is_bare(key: exp.Expression) -> bool:
+    return isinstance(key, exp.Column) and not key.table

@@ -67,7 +67,9 @@ def _name_positional(sql: str, dialect: str) -> tuple[str, list[tuple[int, int]]
         tokens = sqlglot.tokenize(sql, dialect=dialect)
     except SqlglotError as problem:
         raise QueryError(f"the statement does not parse: {_first_line(problem)}") from problem
-    pieces, shifts, last, added = [], [], 0, 0
+    pieces: list[str] = []
+    shifts: list[tuple[int, int]] = []
+    last = added = 0
     for token in tokens:
         if token.token_type != TokenType.PLACEHOLDER or token.text != "?":
             continue

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from llmsql.functions import Call
+
+SCRATCH_PREFIX = re.compile(r"__llmsql_[0-9a-f]{8}_(?:answers_\d+_(?=\w))?")
 
 
 @dataclass(frozen=True)
@@ -79,4 +82,4 @@ class Plan:
             lines.append(f"-  in place, chunk by chunk: {left.call_sql}")
             lines.append(f"     because {left.reason}")
         lines.append(f"{len(self.steps) + 1}. {self.final_sql}")
-        return "\n".join(lines)
+        return SCRATCH_PREFIX.sub("", "\n".join(lines))

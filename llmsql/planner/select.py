@@ -167,13 +167,22 @@ class SelectPlanner:
 
     def _arguments_bind(self, parsed: ParsedCall) -> bool:
         """Whether the arguments are known from this SELECT's own sources; if not, a query around it gives them."""
+        if not self._may_be_correlated():
+            return True
         if any(argument.find(exp.AggFunc, exp.Window, exp.Query) for argument in parsed.arguments):
             return True  # another reason will be found
-        try:
-            self.catalog.columns(self._original_source([null_calls(argument) for argument in parsed.arguments]))
-        except QueryError:
-            return False
-        return True
+        return self.catalog.binds(self._original_source([null_calls(argument) for argument in parsed.arguments]))
+
+    def _may_be_correlated(self) -> bool:
+        """Whether a query around this SELECT can give it values: not at the top, in a CTE, or alone in FROM."""
+        node: exp.Expression = self.select
+        while node.parent is not None:
+            if isinstance(node.parent, exp.Select):
+                if node.arg_key == "with_":
+                    return False
+                return not (node.arg_key == "from_" and not node.parent.args.get("joins"))
+            node = node.parent
+        return False
 
     def source_columns(self) -> list[str]:
         """The names, in lower case, of the columns of FROM."""
@@ -233,9 +242,8 @@ class SelectPlanner:
             reason = instability(source, self.catalog, ctes)
             if reason is None:
                 continue
-            try:
-                self.catalog.columns(_attach_ctes(exp.select("*").from_(original.copy()), visible_ctes(self.original)))
-            except QueryError:
+            alone = _attach_ctes(exp.select("*").from_(original.copy()), visible_ctes(self.original))
+            if len(_sources(self.select)) > 1 and original.find(exp.Query) and not self.catalog.binds(alone):
                 return f"a part of FROM depends on another part and cannot be computed once ({reason})"
             name = self.catalog.fresh_name("source")
             query = _attach_ctes(exp.select("*").from_(source.copy()), ctes)
@@ -258,21 +266,17 @@ class SelectPlanner:
                 name = None if calls_in(conjunct) else volatile_function(conjunct, self.catalog)
                 if name is not None:
                     return f"{name}() in WHERE may choose other rows each time"
-        if not self._binds():
+        if not self._stands_alone():
             return "the query around it gives it values (a correlated subquery)"
         return None
 
-    def _binds(self) -> bool:
-        """Whether the SELECT stands by itself, without values from a query around it."""
-        if self.select.parent is None:
+    def _stands_alone(self) -> bool:
+        """Whether the SELECT binds without values from a query around it."""
+        if not self._may_be_correlated():
             return True
         alone = self.original.copy()
         alone.set("with_", None)
-        try:
-            self.catalog.columns(_attach_ctes(alone, visible_ctes(self.original)))
-        except QueryError:
-            return False
-        return True
+        return self.catalog.binds(_attach_ctes(alone, visible_ctes(self.original)))
 
     def _call_reason(self, node: exp.Anonymous) -> str | None:
         if node.meta.get(CORRELATED):
@@ -378,7 +382,13 @@ class SelectPlanner:
         after = {id(node): grouping.is_after_grouping(node) for node in nodes}
         for node in nodes:
             place = _place(node, self.select)
-            shown = "the SELECT list" if place == "expressions" else f"{place.upper()} BY" if place in ("group", "order") else place.upper()
+            shown = (
+                "the SELECT list"
+                if place == "expressions"
+                else f"{place.upper()} BY"
+                if place in ("group", "order")
+                else place.upper()
+            )
             self._stage(node, surviving, shown, grouped=after[id(node)])
 
     def _stage(self, node: exp.Anonymous, where: list[exp.Expression], place: str, *, grouped: bool) -> None:

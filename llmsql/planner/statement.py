@@ -79,7 +79,7 @@ def _check_arguments(node: exp.Anonymous, original: exp.Select, catalog: Catalog
     if ctes:
         alone.set("with_", exp.With(expressions=[cte.copy() for cte in ctes]))
     try:
-        catalog.columns(null_calls(alone))  # type: ignore[arg-type]
+        catalog.columns(null_calls(alone))
     except QueryError as problem:
         line, column = position(node)
         raise CallError(f"{node.name.lower()}: {problem}", line=line, column=column) from problem

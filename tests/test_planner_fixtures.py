@@ -1,0 +1,127 @@
+"""Planned = plain: every statement of `fixtures/planner` answers as DuckDB itself does with the functions as UDFs.
+
+A fixture is a statement with comments before it: its name; `calls`, a query that counts the argument tuples which the
+model may be asked about; `ordered` when the order of the rows is part of the answer; `in place` when the planner leaves
+a call to DuckDB; `only: session` when DuckDB itself cannot bind the statement (then the plain side is the session with
+planning off).
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pytest
+
+import llmsql
+from llmsql.testing import FakeModel
+
+FOLDER = Path(__file__).parent / "fixtures" / "planner"
+
+
+@dataclass(frozen=True)
+class Fixture:
+    name: str
+    sql: str
+    calls: str | None
+    ordered: bool
+    in_place: bool
+    session_only: bool
+
+
+def read_fixtures() -> list[Fixture]:
+    found = []
+    for path in sorted(FOLDER.glob("*.sql")):
+        if path.name == "setup.sql":
+            continue
+        for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8").strip()):
+            notes = dict(re.findall(r"^-- ([\w ]+?)(?:: (.*))?$", block, re.MULTILINE))
+            sql = "\n".join(line for line in block.splitlines() if not line.startswith("--")).rstrip(";")
+            found.append(
+                Fixture(
+                    name=f"{path.stem}: {notes['name']}",
+                    sql=sql,
+                    calls=notes.get("calls"),
+                    ordered="ordered" in notes,
+                    in_place="in place" in notes,
+                    session_only=notes.get("only") == "session",
+                )
+            )
+    return found
+
+
+FIXTURES = read_fixtures()
+
+
+def answer(prompt: str, fields: dict[str, object], options: dict[str, object]) -> str:
+    """A pure function of the values, whatever their names and order."""
+    code = zlib.crc32(repr((prompt, sorted(map(str, fields.values())))).encode())
+    if options["function"] == "llm_filter":
+        return "Yes" if code % 3 else "No"
+    if "choices" in options:
+        return options["choices"][code % len(options["choices"])]  # type: ignore[index]
+    return f"{prompt[:9]} {code % 1000}"
+
+
+def rows_of(relation: duckdb.DuckDBPyRelation, ordered: bool) -> tuple[list[str], list[str], list[tuple]]:
+    rows = relation.fetchall()
+    return relation.columns, [str(kind) for kind in relation.types], rows if ordered else sorted(rows, key=repr)
+
+
+@pytest.fixture(scope="module")
+def setup_sql() -> str:
+    return (FOLDER / "setup.sql").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def planned(setup_sql):
+    with llmsql.connect(model=FakeModel(answer)) as session:
+        session.execute(setup_sql)
+        yield session
+
+
+@pytest.fixture(scope="module")
+def in_place(setup_sql):
+    with llmsql.connect(model=FakeModel(answer), plan=False) as session:
+        session.execute(setup_sql)
+        yield session
+
+
+@pytest.fixture(scope="module")
+def plain(setup_sql):
+    with duckdb.connect() as connection:
+        registration = llmsql.register(connection, model=FakeModel(answer))
+        connection.execute(setup_sql)
+        yield connection
+        registration.remove()
+
+
+def test_there_are_enough_fixtures():
+    assert len(FIXTURES) >= 60
+    assert len({fixture.name for fixture in FIXTURES}) == len(FIXTURES)
+
+
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture.name)
+def test_planned_equals_plain(fixture, planned, in_place, plain):
+    names, types, rows = rows_of(planned.sql(fixture.sql), fixture.ordered)
+    statistics = planned.last_query
+    wanted = rows_of(in_place.sql(fixture.sql), fixture.ordered)
+    assert (types, rows) == wanted[1:]
+    if not fixture.session_only:
+        plain_names, plain_types, plain_rows = rows_of(plain.sql(fixture.sql), fixture.ordered)
+        assert (types, rows) == (plain_types, plain_rows)
+        assert [name for name in names if "llm" not in name] == [name for name in plain_names if "llm" not in name]
+    assert ("in place, chunk by chunk" in statistics.plan) == fixture.in_place
+    if fixture.calls is not None:
+        assert statistics.model_calls == plain.sql(fixture.calls).fetchall()[0][0]
+
+
+def test_no_scratch_object_is_left(planned):
+    planned.execute("SELECT 1").fetchall()
+    left = planned.execute(
+        "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
+    ).fetchall()
+    assert sorted(name for (name,) in left if name.startswith("__llmsql")) == []
