@@ -6,18 +6,14 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 
-from llmsql.answers import ARROW_TYPES
-from llmsql.errors import CallError
-from llmsql.functions import FUNCTIONS, Call, Function, make_call
+from llmsql.arguments import answer_arguments, fields_table
+from llmsql.functions import FUNCTIONS, Call, Function
 from llmsql.models import ModelSet
 from llmsql.operator import evaluate
-from llmsql.planner.calls import unique_names
 from llmsql.planner.select import IN_PLACE_PREFIX
 from llmsql.settings import Settings
 from llmsql.statistics import QueryStatistics, StageStatistics
@@ -82,18 +78,7 @@ class ChunkFunctions:
         """`llm(prompt, field…)` as SQL calls it; DuckDB does not pass the names of columns, only those in structs."""
 
         def body(*columns: pa.ChunkedArray) -> pa.Array:
-            fields = fields_table(columns[function.leading :], [])
-            if not fields.num_columns:
-                raise CallError(f"{function.name} has no field to ask about: {function.usage}")
-            labels = columns[1] if function.leading == 2 else None
-            values: list[Any] = [None] * fields.num_rows
-            for choices, rows in _by_labels(labels, fields.num_rows):
-                call = make_call(function.name, None, choices)
-                taken = pa.array(rows)
-                answers = self._evaluate(call, fields.take(taken), columns[0].take(taken))
-                for row, value in zip(rows, answers.to_pylist()):
-                    values[row] = value
-            return pa.array(values, ARROW_TYPES[function.sql_type])
+            return answer_arguments(function, columns, self._evaluate)
 
         return body
 
@@ -120,38 +105,3 @@ class ChunkFunctions:
                 self.statistics.stages.append(total)
             chunk.rows, chunk.distinct = rows, chunk.asked
             total.add(chunk)
-
-
-def fields_table(columns: list[pa.ChunkedArray] | tuple[pa.ChunkedArray, ...], names: list[str]) -> pa.Table:
-    """Columns as named fields; the members of a struct become fields of their own, a NULL struct gives NULLs.
-
-    Columns without a name in `names` are called field1, field2, ...
-    """
-    found: list[tuple[str, pa.ChunkedArray]] = []
-    rows = len(columns[0]) if columns else 0
-    for number, column in enumerate(columns):
-        name = names[number] if number < len(names) else f"field{number + 1}"
-        if not pa.types.is_struct(column.type):
-            found.append((name, column))
-            continue
-        struct = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        chunks = struct.chunks if isinstance(struct, pa.ChunkedArray) else [struct]
-        for index in range(column.type.num_fields):
-            member = column.type.field(index)
-            arrays = [chunk.flatten()[index] for chunk in chunks]
-            found.append((member.name or f"{name}_{index + 1}", pa.chunked_array(arrays, member.type)))
-    if not found:
-        return pa.table({})
-    table = pa.table([column for _, column in found], names=unique_names([name for name, _ in found]))
-    assert table.num_rows == rows
-    return table
-
-
-def _by_labels(labels: pa.ChunkedArray | None, rows: int) -> list[tuple[Any, np.ndarray]]:
-    """The rows of a chunk, grouped by their list of labels; nearly always one group."""
-    if labels is None:
-        return [(None, np.arange(rows))]
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for row, value in enumerate(labels.to_pylist()):
-        groups.setdefault(tuple(value) if isinstance(value, list) else (value,), []).append(row)
-    return [(list(choices), np.array(members)) for choices, members in groups.items()]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import sqlglot
 
-from llmsql.duckdb_functions import fields_table
+from llmsql.arguments import fields_table
 from llmsql.model import Model
 from llmsql.operator import evaluate
 from llmsql.planner import Materialise, Plan, Stage

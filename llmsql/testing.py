@@ -52,5 +52,13 @@ class FakeModel:
             else:
                 yield Answer(row, None, f"the model function returned {text!r}, not a text")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the lock, so that the model can travel to a Spark worker, where it counts for itself."""
+        return {"fn": self.fn, "calls": self.calls}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["fn"])  # type: ignore[misc]
+        self.calls = state["calls"]
+
     def close(self) -> None:
         """Nothing to release."""
