@@ -247,8 +247,7 @@ class _StepBuilder:
             missing.append(node)
             node = node.parent
         for node in reversed(missing):
-            if node in self.chunks:
-                return False  # it was cut where the step was full
+            assert node not in self.chunks, "a chunk is cut only where the step is full"
             wanted = node.length - node.num_computed
             if node is leaf and self.logits_left == 0:
                 wanted -= 1  # its last token waits until there is room for its logits

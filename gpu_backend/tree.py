@@ -98,7 +98,7 @@ class PrefixTree:
         self.pool = pool
         self.sharing = sharing
         self.root = Node(None, np.empty(0, np.int32), 0, private=False)
-        self._cursor = self.root  # where the depth-first walk over waiting requests stands
+        self._cursor = self.root  # where the depth-first walk over waiting requests stands; perhaps freed since
 
     @property
     def num_waiting(self) -> int:
@@ -240,9 +240,9 @@ class PrefixTree:
         if node.blocks:
             assert node.parent.parent is None or node.parent.blocks, f"{node} has blocks, its parent has none"
             assert len(node.blocks) == -(-(node.offset + node.capacity) // self.pool.block_size)
-            if node.claims:
-                assert node.blocks[0] == node.parent.blocks[-1]
-                assert node.parent.claimed
+            assert node.claims == (node.offset > 0)
+            assert not node.claims or node.blocks[0] == node.parent.blocks[-1]
+            assert node.claimed == any(child.claims for child in children)
 
     # Below: how it is done.
 
@@ -303,8 +303,6 @@ class PrefixTree:
             del parent.private_children[node]
         else:
             del parent.children[int(node.tokens[0])]
-        if self._cursor is node:
-            self._cursor = parent
 
     def _release_blocks(self, node: Node) -> None:
         for block in node.blocks:

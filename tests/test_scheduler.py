@@ -1,0 +1,270 @@
+"""The scheduler against a simulated device: every slot remembers which prefix was written into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmsql.gpu_backend.blocks import BlockPool
+from llmsql.gpu_backend.scheduler import Scheduler, Step
+from llmsql.gpu_backend.sequence import LabelNode, Sequence
+from llmsql.gpu_backend.tree import Node, PrefixTree, node_slots
+
+LABELS = (LabelNode(-1, (7, 8)), LabelNode(0, (9,)), LabelNode(-1, (6,)))
+
+
+def make_scheduler(
+    *,
+    num_blocks: int = 200,
+    block_size: int = 4,
+    max_tokens: int = 16,
+    max_logits: int = 100,
+    max_running: int = 100,
+    sharing: bool = True,
+    share_in_step: bool = True,
+) -> Scheduler:
+    tree = PrefixTree(BlockPool(num_blocks, block_size), sharing=sharing)
+    return Scheduler(
+        tree, max_tokens=max_tokens, max_logits=max_logits, max_running=max_running, share_in_step=share_in_step
+    )
+
+
+def request(prompt: list[int], max_tokens: int = 3, labels: tuple[LabelNode, ...] = ()) -> Sequence:
+    return Sequence(np.array(prompt, np.int32), max_tokens, labels=labels, scores_only=max_tokens == 0)
+
+
+@dataclass
+class Device:
+    """Runs steps: writes prefixes into slots, then checks that every chunk finds its whole path."""
+
+    scheduler: Scheduler
+    slots: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    label_tokens: int = 0
+    finished: dict[Sequence, int] = field(default_factory=dict)
+    rejected: dict[Sequence, str] = field(default_factory=dict)
+
+    def run(self, limit: int = 10_000) -> None:
+        for _ in range(limit):
+            if not self.step():
+                return
+        raise AssertionError("the scheduler does not come to an end")
+
+    def step(self) -> bool:
+        step = self.scheduler.schedule()
+        if step is None:
+            return False
+        self.rejected.update(step.rejected)
+        self._check_limits(step)
+        for chunk in step.chunks:
+            self._write(chunk.node, chunk.start, chunk.end)
+        for chunk in step.chunks:
+            self._read(chunk.node, chunk.end)
+        self.scheduler.commit(step)
+        for chunk in step.chunks:
+            decodes = bool(chunk.sequences) and chunk.node is chunk.sequences[0].tail
+            self.prompt_tokens += 0 if decodes or chunk.all_logits else chunk.length
+            self.label_tokens += chunk.length if chunk.all_logits else 0
+            for sequence in chunk.sequences:
+                if not sequence.scores_only:
+                    self._append(sequence)
+        for sequence in step.prefilled:
+            if sequence.scores_only:
+                self._finish(sequence)
+        self.scheduler.check()
+        return True
+
+    def _append(self, sequence: Sequence) -> None:
+        produced = sequence.num_generated + 1
+        if produced == sequence.max_tokens:
+            self._finish(sequence)
+        else:
+            self.scheduler.append(sequence, 100 + produced)
+
+    def _finish(self, sequence: Sequence) -> None:
+        assert sequence not in self.finished
+        assert all(node.num_computed == node.length for node in [*sequence.leaf.path(), *sequence.private_nodes()])
+        self.finished[sequence] = sequence.num_generated
+        self.scheduler.remove(sequence)
+
+    def _check_limits(self, step: Step) -> None:
+        assert step.num_tokens == sum(chunk.length for chunk in step.chunks) <= self.scheduler.max_tokens
+        logits = sum(chunk.length if chunk.all_logits else bool(chunk.sequences) for chunk in step.chunks)
+        assert step.num_logits == logits <= self.scheduler.max_logits
+        assert len({chunk.node for chunk in step.chunks}) == len(step.chunks)
+        assert all(chunk.length > 0 for chunk in step.chunks)
+
+    def _prefixes(self, node: Node) -> list[tuple[int, ...]]:
+        path = [token for part in node.path() for token in part.tokens[: part.length].tolist()]
+        return [tuple(path[: position + 1]) for position in range(node.position, node.end)]
+
+    def _write(self, node: Node, start: int, end: int) -> None:
+        slots = node_slots(node, end, self.scheduler.tree.pool.block_size)
+        for offset in range(start, end):
+            self.slots[slots[offset]] = self._prefixes(node)[offset]
+
+    def _read(self, node: Node, end: int) -> None:
+        for part in node.path():
+            length = end if part is node else part.length
+            slots = node_slots(part, length, self.scheduler.tree.pool.block_size)
+            assert [self.slots.get(slot) for slot in slots] == self._prefixes(part)[:length], f"{part} lost its KV"
+
+
+def test_a_shared_prefix_is_computed_once_in_one_step() -> None:
+    scheduler = make_scheduler(max_tokens=1000)
+    device = Device(scheduler)
+    shared = list(range(50))
+    for row in range(8):
+        scheduler.add(request([*shared, 60 + row, 1, 2]))
+    step = scheduler.schedule()
+    assert step is not None
+    assert [chunk.length for chunk in step.chunks] == [50] + [3] * 8
+    assert len(step.prefilled) == 8
+    device.run()
+    assert device.prompt_tokens == 50 + 8 * 3
+    assert len(device.finished) == 8
+
+
+def test_without_in_step_sharing_others_wait_for_the_prefix() -> None:
+    scheduler = make_scheduler(max_tokens=1000, share_in_step=False)
+    for row in range(4):
+        scheduler.add(request([1, 2, 3, 60 + row]))
+    step = scheduler.schedule()
+    assert step is not None
+    assert len(step.prefilled) == 1
+    device = Device(scheduler)
+    device.run()
+    assert device.prompt_tokens == 3 + 4
+
+
+def test_decode_rows_come_before_prompt_chunks() -> None:
+    scheduler = make_scheduler(max_tokens=4)
+    device = Device(scheduler)
+    scheduler.add(request([1, 2], max_tokens=10))
+    device.step()
+    scheduler.add(request([5] * 20))
+    step = scheduler.schedule()
+    assert step is not None
+    assert [(chunk.length, bool(chunk.sequences)) for chunk in step.chunks] == [(1, True), (3, False)]
+
+
+def test_equal_prompts_read_the_same_logits_and_a_late_one_repeats_one_token() -> None:
+    scheduler = make_scheduler()
+    device = Device(scheduler)
+    for _ in range(3):
+        scheduler.add(request([1, 2, 3]))
+    device.step()
+    assert device.prompt_tokens == 3
+    scheduler.add(request([1, 2, 3]))
+    device.run()
+    assert device.prompt_tokens == 4
+    assert len(device.finished) == 4
+
+
+def test_labels_follow_their_prompt_in_the_same_step() -> None:
+    scheduler = make_scheduler()
+    device = Device(scheduler)
+    scheduler.add(request([1, 2, 3], 0, LABELS))
+    device.step()
+    assert (device.prompt_tokens, device.label_tokens, len(device.finished)) == (3, 4, 1)
+
+
+def test_a_row_that_just_fits_runs_and_one_token_more_is_refused_with_the_numbers() -> None:
+    scheduler = make_scheduler(num_blocks=5, block_size=4)
+    device = Device(scheduler)
+    fits, too_long = request([1] * 17, max_tokens=4), request([1] * 18, max_tokens=4)
+    for one in (too_long, fits):
+        scheduler.add(one)
+    device.run()
+    assert list(device.finished) == [fits]
+    assert "needs 6 KV blocks of 4 tokens for 18 prompt tokens and 3 tokens of output" in device.rejected[too_long]
+    assert "the whole pool has 5 (20 tokens)" in device.rejected[too_long]
+
+
+def test_a_dropped_step_can_be_scheduled_again() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(request([1, 2, 3, 4]))
+    lost = scheduler.schedule()
+    again = scheduler.schedule()
+    assert lost is not None
+    assert again is not None
+    assert [(c.node, c.start, c.length) for c in lost.chunks] == [(c.node, c.start, c.length) for c in again.chunks]
+    Device(scheduler).run()
+
+
+def test_misuse_is_caught() -> None:
+    scheduler = make_scheduler()
+    one = request([1])
+    scheduler.add(one)
+    with pytest.raises(AssertionError):
+        scheduler.append(one, 5)
+
+
+PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=1, max_size=14)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_random_batches_with_late_arrivals_and_cancellations(data: st.DataObject) -> None:
+    block_size = data.draw(st.integers(1, 5), label="block_size")
+    scheduler = make_scheduler(
+        num_blocks=data.draw(st.integers(1, 40), label="num_blocks"),
+        block_size=block_size,
+        max_tokens=data.draw(st.integers(1, 20), label="max_tokens"),
+        max_logits=data.draw(st.integers(1, 8), label="max_logits"),
+        max_running=data.draw(st.integers(1, 10), label="max_running"),
+        sharing=data.draw(st.booleans(), label="sharing"),
+        share_in_step=data.draw(st.booleans(), label="share_in_step"),
+    )
+    device = Device(scheduler)
+    added: list[Sequence] = []
+    cancelled: set[Sequence] = set()
+    for prompt in data.draw(PROMPTS, label="prompts"):
+        max_tokens = data.draw(st.integers(0, 5))
+        labels = LABELS if max_tokens == 0 and data.draw(st.booleans()) else ()
+        added.append(request(prompt, max_tokens, labels))
+        scheduler.add(added[-1])
+        scheduler.check()
+        for _ in range(data.draw(st.integers(0, 2))):
+            device.step()
+        alive = [one for one in added if one not in device.finished and one not in device.rejected.keys() | cancelled]
+        if alive and data.draw(st.integers(0, 4)) == 0:
+            victim = data.draw(st.sampled_from(alive))
+            scheduler.remove(victim)
+            cancelled.add(victim)
+            scheduler.check()
+    device.run()
+    assert scheduler.tree.pool.num_used == 0
+    pool = scheduler.tree.pool
+    for one in added:
+        assert (one in device.finished) + (one in device.rejected) + (one in cancelled) == 1
+        slots = len(one.token_ids) + max(one.max_tokens - 1, 0)
+        if one not in cancelled and not one.labels:
+            assert (one in device.rejected) == (slots > pool.num_blocks * block_size)
+        if one in device.finished and not one.scores_only:
+            assert device.finished[one] == one.max_tokens - 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(PROMPTS, st.integers(1, 30), st.integers(1, 3), st.integers(1, 4), st.booleans())
+def test_distinct_prompts_known_in_advance_are_computed_exactly_once(
+    prompts: list[list[int]], max_tokens: int, max_logits: int, block_size: int, share_in_step: bool
+) -> None:
+    # End markers make the prompts distinct, so that no prompt ends inside another one.
+    scheduler = make_scheduler(
+        num_blocks=2000,
+        block_size=block_size,
+        max_tokens=max_tokens,
+        max_logits=max_logits,
+        share_in_step=share_in_step,
+    )
+    device = Device(scheduler)
+    ended = [[*prompt, 1000 + row] for row, prompt in enumerate(prompts)]
+    for prompt in ended:
+        scheduler.add(request(prompt, max_tokens=2))
+    device.run()
+    assert device.prompt_tokens == len({tuple(prompt[: i + 1]) for prompt in ended for i in range(len(prompt))})
