@@ -1,4 +1,4 @@
-"""The kernel compiled for GPUs that are not there: types, shared memory, tensor cores, the launcher's configurations."""
+"""The kernel compiled, without a GPU, in the launcher's configurations: types, shared memory, tensor cores."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_compiles_within_shared_memory_and_on_tensor_cores(name, capability):
     assert "cp.async.cg.shared.global" in compiled.asm["ptx"]
 
 
-@pytest.mark.parametrize("shape", [(256, 128, torch.bfloat16), (256, 128, torch.float32), (256, 8, torch.float32)])
+@pytest.mark.parametrize("shape", [(256, 128, torch.bfloat16), (256, 128, torch.float32)])
 def test_largest_shapes_fit_the_smallest_device(shape):
     head_dim, group, dtype = shape
     compiled, _ = compile_for(80, head_dim=head_dim, group=group, dtype=dtype, tokens_per_row=PREFILL)
@@ -86,7 +86,7 @@ def test_largest_shapes_fit_the_smallest_device(shape):
 
 
 def test_common_shapes_fit_a_workstation_card():
-    for name in ("llama prefill", "gemma2 prefill", "odd heads prefill"):
+    for name in ("llama prefill", "gemma2 prefill"):
         compiled, _ = compile_for(86, **CONFIGURATIONS[name])
         assert compiled.metadata.shared <= 99 * 1024
 

@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") != "1":
 
     def test_in_the_interpreter():
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
         environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
@@ -37,7 +37,11 @@ else:
         expected = paged_attention_reference(*case.arguments, **case.options)
         torch.testing.assert_close(out.float(), expected.float(), atol=TOLERANCE[out.dtype], rtol=0)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+    def test_bfloat16_differs_in_casts_only():
+        # The interpreter cannot multiply in bf16, so the launcher widens the operands there.
+        check(branching(dtype=torch.bfloat16, heads=4, kv_heads=2, sliding_window=5, softcap=2.0))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
     @pytest.mark.parametrize("sliding_window", [None, 1, 5])
     @pytest.mark.parametrize("softcap", [None, 2.0])
     def test_branching_tree(dtype, sliding_window, softcap):
@@ -83,7 +87,7 @@ else:
         rows = [Row(i + 1, 21 + 1 + i, 1) for i in range(6)]
         check(build(nodes, [Row(0, 11, 10), *rows, Row(3, 21, 4)], heads=4, kv_heads=2))
 
-    @pytest.mark.parametrize("seed", range(40))
+    @pytest.mark.parametrize("seed", range(24))
     def test_random_trees(seed):
         case = random_case(seed)
         check(case)
@@ -112,6 +116,27 @@ else:
         )
         query = torch.ones(1, 2, 16)
         assert paged_attention(query, case.key_pool, case.value_pool, table, **case.options).eq(0).all()
+
+    def test_a_program_writes_its_own_tokens_only(monkeypatch):
+        # Three heads leave one of sixteen lanes idle. On a GPU it would race with the next program if it wrote.
+        from llmsql.kernels import attention
+
+        kernel, interpreted = attention._load_kernel()
+
+        class FirstProgram:
+            def __getitem__(self, grid):
+                def launch(out, *arguments, **constants):
+                    assert (grid[0] > 2, constants["BLOCK_Q"]) == (True, 5)
+                    out.fill_(float("nan"))
+                    kernel[(1, 1)](out, *arguments, **constants)
+
+                return launch
+
+        monkeypatch.setattr(attention, "_load_kernel", lambda: (FirstProgram(), interpreted))
+        case = build([Node(None, 12)], [Row(0, 0, 12)], heads=3)
+        out = paged_attention(*case.arguments, **case.options)
+        assert out[:5].isfinite().all()
+        assert out[5:].isnan().all()
 
     def test_strided_query_and_pools():
         case = branching(heads=4, kv_heads=2)
