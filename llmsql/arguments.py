@@ -38,6 +38,8 @@ def answer_arguments(
         raise CallError(f"{function.name}: the prompt must be a text, not {prompts.type}: {function.usage}")
     prompts = prompts.cast(pa.string())
     labels = columns[1] if function.leading == 2 else None
+    if labels is not None and not _is_list(labels.type):
+        raise CallError(f"{function.name}: labels must be a list of texts, not {labels.type}: {function.usage}")
     values: list[Any] = [None] * fields.num_rows
     for choices, rows in _by_labels(labels, fields.num_rows):
         call = make_call(function.name, None, choices)
@@ -70,6 +72,10 @@ def fields_table(columns: Sequence[pa.ChunkedArray], names: Sequence[str]) -> pa
     table = pa.table([column for _, column in found], names=unique_names([name for name, _ in found]))
     assert table.num_rows == rows
     return table
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _by_labels(labels: pa.ChunkedArray | None, rows: int) -> list[tuple[Any, np.ndarray]]:

@@ -26,6 +26,7 @@ class DuckDBCatalog:
         scope: the caller's variables.
         parameters: the statement's parameter values by name.
         in_transaction: whether the user has a transaction open.
+        in_place_prefix: of the session's functions for calls left in place.
     """
 
     dialect = "duckdb"
@@ -33,8 +34,15 @@ class DuckDBCatalog:
     _process = uuid.uuid4().hex[:8]
 
     def __init__(
-        self, run: Run, scope: Mapping[str, Any], parameters: Mapping[str, Any], *, in_transaction: bool = False
+        self,
+        run: Run,
+        scope: Mapping[str, Any],
+        parameters: Mapping[str, Any],
+        *,
+        in_transaction: bool,
+        in_place_prefix: str,
     ):
+        self.in_place_prefix = in_place_prefix
         self._run = run
         self._scope = scope
         self._parameters = parameters

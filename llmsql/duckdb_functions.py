@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import weakref
 from collections.abc import Callable
@@ -22,8 +23,12 @@ from llmsql.statistics import QueryStatistics, StageStatistics
 class ChunkFunctions:
     """The UDFs of one connection, and the counters of what they asked.
 
+    DuckDB keeps functions with the database, so sessions on one database meet: the public names, and those that views
+    use, belong to whoever came first; calls left in place run under names with a prefix of the session's own.
     `error` keeps the last exception raised inside a UDF: DuckDB shows only its text.
     """
+
+    _numbers = itertools.count(1)
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, models: ModelSet, settings: Settings):
         self.settings = settings
@@ -35,9 +40,11 @@ class ChunkFunctions:
         self._by_call: dict[Call, StageStatistics] = {}
         self._lock = threading.Lock()
         self.names: list[str] = []
+        self.in_place_prefix = f"{IN_PLACE_PREFIX}session_{next(self._numbers)}_"
         for function in FUNCTIONS.values():
             self._create(connection, function.name, self._plain(function), function)
-            self._create(connection, IN_PLACE_PREFIX + function.name, self._in_place, function)
+            for prefix in (IN_PLACE_PREFIX, self.in_place_prefix):
+                self._create(connection, prefix + function.name, self._in_place, function)
 
     def start(self, statistics: QueryStatistics) -> None:
         """Count into `statistics` from now on."""
@@ -59,10 +66,11 @@ class ChunkFunctions:
     ) -> None:
         with contextlib.suppress(duckdb.Error):
             connection.remove_function(name)  # an earlier session on the same connection
-        connection.create_function(
-            name, self._guarded(body), None, function.sql_type, type="arrow", null_handling="special"
-        )
-        self.names.append(name)
+        with contextlib.suppress(duckdb.CatalogException):  # a session on another connection to the same database
+            connection.create_function(
+                name, self._guarded(body), None, function.sql_type, type="arrow", null_handling="special"
+            )
+            self.names.append(name)
 
     def _guarded(self, body: Callable[..., pa.Array]) -> Callable[..., pa.Array]:
         def run(*columns: pa.ChunkedArray) -> pa.Array:

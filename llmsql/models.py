@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmsql.demo import MODEL_FOLDER
 from llmsql.embedded import EmbeddedModel
 from llmsql.errors import ClosedError, ModelError, SettingError
 from llmsql.model import Answer, Model
@@ -30,7 +31,7 @@ def resolve(name: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(name)
     if text == DEMO:
-        return str(Path(__file__).parent / "demo" / "model")
+        return str(MODEL_FOLDER)
     folder = Path(text).expanduser()
     if folder.is_dir():
         _check_folder(folder)

@@ -185,7 +185,13 @@ class Session:
 
     def _plan(self, tree: exp.Expression, parameters: dict[str, Any], variables: dict[str, Any]) -> Plan:
         run = self._runner(variables)
-        catalog = DuckDBCatalog(run, variables, parameters, in_transaction=self._in_transaction())
+        catalog = DuckDBCatalog(
+            run,
+            variables,
+            parameters,
+            in_transaction=self._in_transaction(),
+            in_place_prefix=self._functions.in_place_prefix,
+        )
         return plan_statement(tree, catalog, stage_calls=self.settings.plan)
 
     def _runner(self, variables: dict[str, Any]) -> Run:

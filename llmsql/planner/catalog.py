@@ -11,6 +11,7 @@ class Catalog(Protocol):
     """The SQL engine's knowledge of names and types, and a source of fresh names."""
 
     dialect: str
+    in_place_prefix: str  # of the functions that run calls left in place, for this session alone
 
     def columns(self, query: exp.Query) -> list[tuple[str, str]]:
         """(name, type) of each column of the query's result.

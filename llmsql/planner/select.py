@@ -39,11 +39,12 @@ class Planning:
 
     `ctes` are the CTEs that the SELECT at hand can see, as they are now; `originals` maps the tag of each SELECT to a
     copy of it in which every call is a NULL of its type, so that it can be bound before any stage has run.
-    `keep_reason`: why every call of the statement stays in place, if so.
+    `keep_reason`: why every call of the statement stays in place, if so; `in_place_prefix`: of the functions for those.
     """
 
     catalog: Catalog
     keep_reason: str | None = None
+    in_place_prefix: str = IN_PLACE_PREFIX
     steps: list[Stage | Materialise] = field(default_factory=list)
     in_place: list[InPlace] = field(default_factory=list)
     ctes: list[exp.CTE] = field(default_factory=list)
@@ -70,14 +71,14 @@ def null_calls(expression: exp.Expression) -> exp.Expression:
     return expression.copy().transform(null)
 
 
-def in_place_call(parsed: ParsedCall) -> exp.Expression:
+def in_place_call(parsed: ParsedCall, prefix: str) -> exp.Expression:
     """The call as a UDF that knows its fields' names: (call as JSON, prompt or NULL, fields as a struct)."""
     fields = [
         exp.PropertyEQ(this=exp.to_identifier(name, quoted=True), expression=expression.copy())
         for name, expression in parsed.fields
     ]
     return exp.Anonymous(
-        this=IN_PLACE_PREFIX + parsed.call.function,
+        this=prefix + parsed.call.function,
         expressions=[
             exp.Literal.string(parsed.call.to_json()),
             parsed.prompt.copy() if parsed.prompt is not None else exp.null(),
@@ -325,7 +326,7 @@ class SelectPlanner:
     def _leave(self, node: exp.Anonymous, reason: str) -> None:
         parsed = parse_call(node, self.catalog, self._star_columns)
         self.planning.in_place.append(InPlace(node.meta[TEXT], reason))
-        node.replace(in_place_call(parsed))
+        node.replace(in_place_call(parsed, self.planning.in_place_prefix))
 
     def _move_inner_join_calls(self) -> None:
         """A predicate of an inner join that asks the model is one of WHERE, where it comes after the cheap ones."""

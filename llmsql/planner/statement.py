@@ -11,7 +11,7 @@ from llmsql.functions import FUNCTIONS
 from llmsql.planner.calls import call_text, is_llm_call, own_calls, parse_call, position
 from llmsql.planner.catalog import Catalog
 from llmsql.planner.plan import InPlace, Plan
-from llmsql.planner.select import TAG, Planning, in_place_call, null_calls, plan_select, visible_ctes
+from llmsql.planner.select import IN_PLACE_PREFIX, TAG, Planning, in_place_call, null_calls, plan_select, visible_ctes
 
 
 def plan_statement(statement: exp.Expression, catalog: Catalog, *, stage_calls: bool = True) -> Plan:
@@ -32,6 +32,8 @@ def plan_statement(statement: exp.Expression, catalog: Catalog, *, stage_calls: 
     planning = Planning(
         catalog,
         keep_reason=_keep_reason(statement, stage_calls),
+        # What is stored outlives the session, so it uses names that the next session has, too.
+        in_place_prefix=IN_PLACE_PREFIX if _is_stored(statement) else catalog.in_place_prefix,
         originals={select.meta[TAG]: select for select in originals.find_all(exp.Select)},
     )
     check_binding(statement, catalog, planning)
@@ -71,13 +73,17 @@ def check_binding(statement: exp.Expression, catalog: Catalog, planning: Plannin
 
 
 def _check_arguments(node: exp.Anonymous, original: exp.Select, catalog: Catalog) -> None:
-    """Raise the binding error of a call's own arguments at the call."""
-    alone = exp.Select(expressions=[argument.unalias().copy() for argument in _row_arguments(node)])
+    """Raise the binding error of a call's own arguments at the call; not one of the sources, which is not its fault."""
+    arguments = [argument.unalias().copy() for argument in _row_arguments(node)]
+    alone = exp.Select(expressions=[exp.Literal.number(1)])
     for part in ("from_", "joins", "laterals"):
         alone.set(part, original.copy().args.get(part))
     ctes = visible_ctes(original)
     if ctes:
         alone.set("with_", exp.With(expressions=[cte.copy() for cte in ctes]))
+    if not catalog.binds(alone):
+        return
+    alone.set("expressions", arguments)
     try:
         catalog.columns(null_calls(alone))
     except QueryError as problem:
@@ -107,8 +113,12 @@ def _inside_out(node: exp.Expression) -> Iterator[exp.Select]:
         yield node
 
 
+def _is_stored(statement: exp.Expression) -> bool:
+    return isinstance(statement, exp.Create) and statement.kind != "TABLE"
+
+
 def _keep_reason(statement: exp.Expression, stage_calls: bool) -> str | None:
-    if isinstance(statement, exp.Create) and statement.kind != "TABLE":
+    if _is_stored(statement):
         return f"a {statement.kind.lower()} is computed when it is used"
     return None if stage_calls else "staging is switched off (plan=False)"
 
@@ -124,4 +134,4 @@ def _leave_the_rest(statement: exp.Expression, planning: Planning) -> None:
         parsed = parse_call(node, planning.catalog, no_star)
         text = call_text(node, planning.catalog.dialect)
         planning.in_place.append(InPlace(text, f"{statement.key.upper()} is run by the SQL engine itself"))
-        node.replace(in_place_call(parsed))
+        node.replace(in_place_call(parsed, planning.in_place_prefix))

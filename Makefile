@@ -1,0 +1,61 @@
+# make demo | test | lint | bench | fuzz | clean. Everything is installed into .venv from constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint format bench fuzz build clean
+
+help:
+	@echo "make demo   run SELECT llm(...) over generated reviews with the demo model (about two minutes)"
+	@echo "make test   lint, type checks and all tests (needs Java 17 or newer for the Spark tests)"
+	@echo "make lint   ruff and mypy only"
+	@echo "make bench  the benchmarks; reads real tables from \$$LLMSQL_DATA where there are any"
+	@echo "make fuzz   long random searches"
+	@echo "make build  wheel and sdist into dist/"
+	@echo "make clean  remove the virtual environment and everything that was built"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found: install Python 3.10 or newer, or set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: Python 3.10 or newer is needed, $(PYTHON) is older"; exit 1; }
+	@echo "make: creating $(VENV) and installing llmsql with its test tools (some minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'setuptools>=77' wheel
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[spark,test]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/python -m llmsql.demo
+
+test: $(INSTALLED) lint
+	@command -v java >/dev/null || { echo "make: Java is missing: the Spark tests need a Java 17 or newer on the PATH (for example: apt-get install openjdk-17-jre-headless). All other tests run with: $(BIN)/python -m pytest -m 'not spark'"; exit 1; }
+	@echo "make: running the tests"
+	@$(BIN)/python -m pytest -m 'not fuzz'
+
+lint: $(INSTALLED)
+	@echo "make: ruff and mypy"
+	@$(BIN)/ruff format --check --quiet . || { echo "make: not formatted; run 'make format'"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+
+format: $(INSTALLED)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)
+	@echo "make: benchmarks; tables go to benchmarks/out"
+	@mkdir -p benchmarks/out
+	@$(BIN)/python benchmarks/reorder.py
+	@$(BIN)/python benchmarks/engine.py
+	@$(BIN)/python benchmarks/query.py
+
+fuzz: $(INSTALLED)
+	@$(BIN)/python -m pytest -m fuzz
+
+build: $(INSTALLED)
+	@$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info benchmarks/out .pytest_cache .mypy_cache .ruff_cache .hypothesis
