@@ -159,3 +159,28 @@ else:
         out = paged_attention(case.query, far, case.value_pool, case.table, **case.options)
         expected = paged_attention_reference(*case.arguments, **case.options)
         torch.testing.assert_close(out, expected, atol=4e-3, rtol=0)
+
+    def test_the_engine_with_the_kernel_in_place_of_torch(monkeypatch):
+        # What the engine does on CUDA, end to end. Gemma 2 has layers with and without a window, and softcap.
+        from engine_models import generate_one, tiny_model, tree_prompts
+
+        from llmsql.gpu_backend import Engine, Request
+        from llmsql.gpu_backend import attention as engine_attention
+
+        steps = []
+
+        def choose_kernel(self, batch, cache, **settings):
+            original(self, batch, cache, **settings)
+            self._use_kernel = True
+            self._table = engine_attention.node_table(batch.table, torch.device("cpu"))
+            self._table.check(batch.block_size, num_tokens=len(batch.token_ids))
+            steps.append(self._table)
+
+        original = engine_attention.StepAttention.__init__
+        monkeypatch.setattr(engine_attention.StepAttention, "__init__", choose_kernel)
+        model, prompts = tiny_model("gemma2"), tree_prompts(5)
+        with Engine(model, max_batch_tokens=60, block_size=4) as engine:
+            requests = [Request(i, prompt, max_tokens=3) for i, prompt in enumerate(prompts)]
+            answers = {done.id: list(done.token_ids) for done in engine.generate(requests)}
+        assert [answers[i] for i in range(5)] == [generate_one(model, prompt, 3) for prompt in prompts]
+        assert max(table.num_rows for table in steps) > 1
