@@ -191,6 +191,8 @@ class Engine:
                 while stream.finished:
                     yield stream.finished.popleft()
                 if stream.exhausted and not stream.live:
+                    if stream.cut:
+                        self._check_open()
                     return
         finally:
             self._abandon(stream)
@@ -440,6 +442,7 @@ class _Stream:
 
     requests: Iterator[Request]
     exhausted: bool = False
+    cut: bool = False  # some of it was cancelled
     live: dict[Sequence, None] = field(default_factory=dict)
     finished: deque[Completion] = field(default_factory=deque)
 
@@ -460,6 +463,7 @@ class _Stream:
 
     def drop(self, scheduler: Scheduler) -> None:
         """Cancel all requests that are left."""
+        self.cut = bool(self.live) or not self.exhausted
         for sequence in self.live:
             scheduler.remove(sequence)
         self.live.clear()

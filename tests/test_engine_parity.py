@@ -101,7 +101,7 @@ def test_a_shared_prefix_is_computed_exactly_once(max_batch_tokens: int) -> None
 
 
 def test_a_sorted_stream_keeps_its_sharing_across_the_window() -> None:
-    prompts = sorted((prompt.tolist() for prompt in tree_prompts(60, seed=3)[:-1]))
+    prompts = sorted(prompt.tolist() for prompt in tree_prompts(60, seed=3)[:-1])
     prompts = [np.array([*prompt, 5]) for prompt in prompts]  # the end mark keeps one from ending inside another
     with Engine(tiny_model(), window=6, max_running=3) as engine:
         list(engine.generate(Request(row, prompt, max_tokens=1) for row, prompt in enumerate(prompts)))
