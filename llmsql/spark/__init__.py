@@ -1,0 +1,21 @@
+"""The LLM functions in Spark: `register` for Spark SQL, and functions that return Columns for DataFrames.
+
+    import llmsql.spark
+    from llmsql.spark import llm_classify
+    spark = llmsql.spark.register(spark, model="demo")
+    spark.sql("SELECT llm_filter('Is it positive?', struct(title, review)) FROM reviews")
+    reviews.withColumn("topic", llm_classify("Topic of {review}?", ["price", "delivery"]))
+
+Needs pyspark (`pip install 'llmsql[spark]'`) and Java.
+"""
+
+from __future__ import annotations
+
+from llmsql.spark.requirements import check_java, check_pyspark
+
+check_pyspark()  # before the imports that need it, so that what is missing is said in one line
+
+from llmsql.spark.columns import llm, llm_classify, llm_filter  # noqa: E402
+from llmsql.spark.registration import register, statistics  # noqa: E402
+
+__all__ = ["check_java", "llm", "llm_classify", "llm_filter", "register", "statistics"]

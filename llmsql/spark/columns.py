@@ -1,0 +1,100 @@
+"""The LLM functions for DataFrames: what `llm(...)` is in SQL, as functions that return a Column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from pyspark.sql import Column
+from pyspark.sql import functions as F
+
+from llmsql.errors import CallError
+from llmsql.functions import FUNCTIONS, make_call
+from llmsql.prompt import PLACEHOLDER, parse_template
+from llmsql.spark.registration import last_registration, portable_name
+
+Field: TypeAlias = str | Column
+
+
+def llm(prompt: str, *fields: Field, **options: Any) -> Column:
+    """Free text about the fields of each row, or one of the option `choices`.
+
+    Fields are column names or Columns, `"*"` for all; the model sees them under their names, so give an expression one
+    with `.alias("name")`. Without fields, the `{placeholders}` of the prompt name them. The model and the settings are
+    those of the last `llmsql.spark.register`.
+
+    Args:
+        prompt: what to ask.
+        *fields: what to ask about.
+        **options: max_tokens, temperature, seed, choices, system, on_error ('null' or 'fail'), reorder, model.
+
+    Raises:
+        CallError: no field, or an unknown or ill-typed option; raised here, before Spark runs anything.
+        LlmsqlError: nothing is registered.
+
+    Example:
+        df.withColumn("summary", llm("Summarise", "title", "body", max_tokens=40))
+    """
+    return _column("llm", prompt, None, fields, options)
+
+
+def llm_filter(prompt: str, *fields: Field, **options: Any) -> Column:
+    """True or False about the fields of each row. Fields and errors as for `llm`.
+
+    Args:
+        prompt: a question to be answered yes or no.
+        *fields: what to ask about.
+        **options: system, on_error ('null' or 'fail'), reorder, model.
+
+    Example:
+        df.filter(llm_filter("Is {review} positive?"))
+    """
+    return _column("llm_filter", prompt, None, fields, options)
+
+
+def llm_classify(prompt: str, labels: Sequence[str], *fields: Field, **options: Any) -> Column:
+    """Exactly one of `labels` for each row. Fields and errors as for `llm`.
+
+    Args:
+        prompt: what to decide.
+        labels: at least one text, each once.
+        *fields: what to ask about.
+        **options: system, on_error ('null' or 'fail'), reorder, model.
+
+    Example:
+        df.withColumn("topic", llm_classify("topic of {body}", ["sports", "politics"]))
+    """
+    return _column("llm_classify", prompt, labels, fields, options)
+
+
+def _column(
+    name: str, prompt: str, labels: Sequence[str] | None, fields: tuple[Field, ...], options: dict[str, Any]
+) -> Column:
+    if not isinstance(prompt, str) or not prompt:
+        raise CallError(f"{name}: the prompt must be a text that is not empty, not {prompt!r}")
+    call = make_call(name, prompt, labels, options)
+    registration = last_registration()
+    if call.model is not None:
+        call = replace(call, model=portable_name(call.model))
+    # One struct of all fields is how their names reach the worker.
+    return registration.function(name, call)(F.struct(*_columns(name, prompt, fields)))
+
+
+def _columns(name: str, prompt: str, fields: tuple[Field, ...]) -> list[Column]:
+    """The fields as Columns that have the names which the model is to see."""
+    if not fields:
+        placed = {match.group(1).lower(): match.group(1) for match in PLACEHOLDER.finditer(prompt) if match.group(1)}
+        if not placed:
+            raise CallError(
+                f"{name} has no field to ask about: {FUNCTIONS[name].usage}, or name fields in the prompt: "
+                f"{{review}} stands for the column review"
+            )
+        return [F.col(field).alias(field) for field in placed.values()]
+    for field in fields:
+        if not isinstance(field, (str, Column)):
+            raise CallError(f"{name}: a field must be a column's name or a Column, not {field!r}")
+    names = [field.rsplit(".", 1)[-1].strip("`") for field in fields if isinstance(field, str)]
+    if len(names) == len(fields) and "*" not in names:
+        parse_template(prompt, names)  # a placeholder that names no field shows here, not on a worker
+    return [F.col(field) if isinstance(field, str) else field for field in fields]

@@ -1,0 +1,96 @@
+"""What a Spark worker runs: an iterator Arrow UDF that buffers its partition, then asks once for all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import pyarrow as pa
+from pyspark import Accumulator
+
+from llmsql.arguments import answer_arguments, fields_table
+from llmsql.functions import FUNCTIONS, Call
+from llmsql.model import Model
+from llmsql.models import ModelSet
+from llmsql.operator import evaluate
+from llmsql.settings import Settings
+from llmsql.spark.counters import Counters, count
+from llmsql.spark.worker_models import worker_models
+from llmsql.statistics import StageStatistics
+
+#: A batch as Spark hands it over: one array per argument, bare when there is only one argument.
+Batch: TypeAlias = tuple[pa.Array, ...] | pa.Array
+
+
+@dataclass(frozen=True)
+class PartitionFunction:
+    """One function on the partitions of a query; pickled on the driver, called on the workers.
+
+    call: what to ask, with fields in one struct, as the Column functions know it on the driver. None when Spark SQL
+    calls the function: then prompt and labels come as columns before the fields.
+    """
+
+    name: str
+    call: Call | None
+    model: str | Model
+    settings: Settings
+    counters: Accumulator[Counters]
+
+    def values(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
+        """The values of the rows in `batches`, in arrays of the same lengths.
+
+        Up to `settings.batch_rows` rows (and the rest of a batch) are held at a time; equal rows among them are asked
+        once, and all of them are ordered together.
+        """
+        models: ModelSet | None = None
+        for columns, lengths in _buffered(batches, self.settings.batch_rows):
+            if models is None:  # an empty partition loads no model
+                models = worker_models(self.model, self.settings)
+            yield from _cut(self._answer(columns, models), lengths)
+
+    def _answer(self, columns: list[pa.ChunkedArray], models: ModelSet) -> pa.Array:
+        def ask(call: Call, fields: pa.Table, prompts: pa.ChunkedArray | None = None) -> pa.Array:
+            statistics = StageStatistics(call=f"{call.function}({call.prompt or '…'})", place="in place")
+            try:
+                return evaluate(call, fields, models.get(call.model), self.settings, statistics, prompts=prompts)
+            finally:
+                count(self.counters, call, fields.num_rows, statistics)
+
+        if self.call is None:
+            return answer_arguments(FUNCTIONS[self.name], columns, ask)
+        # The outer struct carries the names; a field that is a struct itself becomes its members, as everywhere.
+        named = fields_table(columns, [])
+        return ask(self.call, fields_table(named.columns, named.column_names))
+
+
+def arrow_function(function: PartitionFunction) -> Callable[[Iterator[tuple[pa.Array, ...]]], Iterator[pa.Array]]:
+    """`function` in the form whose type hints tell Spark that it is an iterator Arrow UDF of any arity."""
+
+    def run(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
+        return function.values(batches)
+
+    run.__name__ = function.name  # plans and default column names show it
+    return run
+
+
+def _buffered(batches: Iterator[Batch], rows: int) -> Iterator[tuple[list[pa.ChunkedArray], list[int]]]:
+    """Consecutive batches of together at least `rows` rows, except for the last, as (columns, batch lengths)."""
+    held: list[Sequence[pa.Array]] = []
+    lengths: list[int] = []
+    for batch in batches:
+        columns = batch if isinstance(batch, tuple) else (batch,)
+        held.append(columns)
+        lengths.append(len(columns[0]) if columns else 0)
+        if sum(lengths) >= rows:
+            yield [pa.chunked_array(arrays) for arrays in zip(*held)], lengths
+            held, lengths = [], []
+    if held:
+        yield [pa.chunked_array(arrays) for arrays in zip(*held)], lengths
+
+
+def _cut(values: pa.Array, lengths: list[int]) -> Iterator[pa.Array]:
+    start = 0
+    for length in lengths:
+        yield values.slice(start, length)
+        start += length

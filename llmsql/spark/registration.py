@@ -1,0 +1,143 @@
+"""`register`: the LLM functions on a Spark session, and the counters of what they asked."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark import Accumulator, SparkContext, cloudpickle
+from pyspark.sql import SparkSession
+from pyspark.sql.functions import arrow_udf
+from pyspark.sql.udf import UserDefinedFunction
+
+from llmsql import models
+from llmsql.errors import LlmsqlError, SettingError
+from llmsql.functions import FUNCTIONS, Call
+from llmsql.model import Model
+from llmsql.settings import Settings
+from llmsql.spark.counters import Counters, make_counters, read_counters
+from llmsql.spark.partition import PartitionFunction, arrow_function
+from llmsql.statistics import QueryStatistics
+
+SPARK_TYPES = {"VARCHAR": "string", "BOOLEAN": "boolean"}
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A model and settings as one session's functions use them."""
+
+    context: SparkContext
+    model: str | Model
+    settings: Settings
+    counters: Accumulator[Counters]
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the Spark application still runs."""
+        return self.context._jsc is not None
+
+    def function(self, name: str, call: Call | None = None) -> UserDefinedFunction:
+        """The function as a Spark UDF; see `PartitionFunction` for `call`."""
+        body = arrow_function(PartitionFunction(name, call, self.model, self.settings, self.counters))
+        function = arrow_udf(body, SPARK_TYPES[FUNCTIONS[name].sql_type])
+        # Spark may evaluate a deterministic call of one row twice, and would see two answers where they are drawn.
+        return function.asNondeterministic() if call is not None and call.temperature > 0 else function
+
+
+_by_session: weakref.WeakKeyDictionary[SparkSession, Registration] = weakref.WeakKeyDictionary()
+_last: Registration | None = None
+
+
+def register(
+    spark: SparkSession, *, model: str | os.PathLike[str] | Model = models.DEMO, **settings: Any
+) -> SparkSession:
+    """Add `llm`, `llm_filter` and `llm_classify` to Spark SQL, and make the Column functions use this model.
+
+    In SQL the call is `llm('prompt', column, …)`, `llm_filter('prompt', struct(title, body))` or
+    `llm_classify('prompt', array('a', 'b'), column, …)`. Spark does not tell a function the names of its columns:
+    fields get names from a struct argument and are called field1, field2, ... otherwise. Options of a single call are
+    for the Column functions; SQL calls take those of `settings`.
+
+    Each partition is buffered up to `batch_rows` rows, its duplicates are dropped and the rest is ordered for prefix
+    reuse. Every Python worker loads the model once: it must be at the same path on every node, or a hub id. Workers
+    need llmsql installed, and run the interpreter that $PYSPARK_PYTHON names when the session starts.
+
+    Args:
+        spark: the session; the same one comes back.
+        model: a model folder, a hub id, 'demo', or an object that answers, which is pickled to the workers.
+        **settings: see `llmsql.settings.Settings`.
+
+    Raises:
+        ModelError: there is no such model folder, or it lacks weights or tokenizer.
+        SettingError: an unknown or ill-typed setting, no Spark session, or a model that cannot be pickled.
+
+    Example:
+        spark = llmsql.spark.register(SparkSession.builder.getOrCreate(), model="demo")
+        spark.sql("SELECT llm_filter('Is it positive?', struct(review)) FROM reviews").show()
+    """
+    global _last
+    if not isinstance(spark, SparkSession):
+        raise SettingError(
+            f"register needs a SparkSession, not {type(spark).__module__}.{type(spark).__name__} "
+            "(sessions of Spark Connect are not supported yet)"
+        )
+    checked = Settings.make(settings)
+    context = spark.sparkContext
+    registration = Registration(context, _portable_model(model, checked), checked, make_counters(context))
+    for name in FUNCTIONS:
+        spark.udf.register(name, registration.function(name))
+    _by_session[spark] = _last = registration
+    return spark
+
+
+def statistics(spark: SparkSession) -> QueryStatistics:
+    """What the functions asked since they were registered on `spark`, summed over all tasks that succeeded.
+
+    Spark may run a task more than once (a lost executor, speculation, a query that is not cached), and each time
+    counts: this is what was spent, not what was needed.
+
+    Raises:
+        LlmsqlError: nothing was registered on this session.
+    """
+    registration = _by_session.get(spark)
+    if registration is None:
+        raise LlmsqlError("this Spark session has no LLM functions: call llmsql.spark.register(spark, model=…) first")
+    return read_counters(registration.counters)
+
+
+def last_registration() -> Registration:
+    """What the Column functions use.
+
+    Raises:
+        LlmsqlError: nothing was registered, or its Spark application has ended.
+    """
+    if _last is None or not _last.is_live:
+        raise LlmsqlError("the LLM functions have no model yet: call llmsql.spark.register(spark, model=…) first")
+    return _last
+
+
+def portable_name(name: str | os.PathLike[str]) -> str:
+    """The name of a model as workers can open it: a hub id, an absolute folder, or 'demo'.
+
+    Raises:
+        ModelError: there is no such folder, or it lacks weights or tokenizer.
+    """
+    resolved = models.resolve(name)
+    # The demo model's folder is inside the package, which may be elsewhere on a worker.
+    return models.DEMO if os.fspath(name) == models.DEMO else resolved
+
+
+def _portable_model(model: str | os.PathLike[str] | Model, settings: Settings) -> str | Model:
+    """A name as in `portable_name`, or an object that answers and pickles."""
+    if isinstance(model, (str, os.PathLike)):
+        return portable_name(model)
+    answering = models.open_model(model, settings)
+    try:
+        cloudpickle.dumps(answering)
+    except Exception as problem:
+        raise SettingError(
+            f"the model must travel to Spark's workers, and {type(model).__name__} cannot be pickled: {problem}"
+        ) from problem
+    return answering
