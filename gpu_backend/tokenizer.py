@@ -47,6 +47,9 @@ class PromptTokenizer:
             self._control.setdefault(token_id, name)
         self._control_ids = np.array(sorted(self._control), np.int32)
         self._data: Any = Tokenizer.from_str(json.dumps(state))
+        # Without the control tokens, kept ones outside the model's own vocabulary get other ids: translate them back.
+        renamed = {self._data.token_to_id(t["content"]): t["id"] for t in state["added_tokens"]}
+        self._renamed = {data_id: token_id for data_id, token_id in renamed.items() if data_id != token_id}
         end = tokenizer.eos_token_id
         self._eos_token_ids = tuple(eos_token_ids) or (() if end is None else (int(end),))
         self._end_token_id = end if end is not None else (self._eos_token_ids[0] if self._eos_token_ids else None)
@@ -78,9 +81,9 @@ class PromptTokenizer:
         try:
             encodings = self._data.encode_batch_fast(texts, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):
-            texts = [text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for text in texts]
+            texts = [text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for text in texts]
             encodings = self._data.encode_batch_fast(texts, add_special_tokens=False)
-        cells = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        cells = [self._ids(encoding) for encoding in encodings]
         if len(self._control_ids) and any(map(len, cells)):
             lengths = np.array([len(ids) for ids in cells])
             owners = np.repeat(np.arange(len(cells)), lengths)
@@ -98,14 +101,14 @@ class PromptTokenizer:
 
         Where the chat template has no system message, the system text precedes the user's. Thinking is switched off
         in templates that have the switch. Without a chat template: the plain texts, after the begin-of-text token.
+        The text equals the template's own; the tokens do, too, unless the template puts a space before the user's text,
+        which is then a token of its own.
         Raises ModelError for a template that does not show the user's text exactly once.
         """
         if not self._tokenizer.chat_template:
             head = "" if system is None else f"{system}\n\n"
-            start = np.array(self._tokenizer.build_inputs_with_special_tokens([]), np.int32)[:1]
-            begins = self._tokenizer.bos_token_id is not None and self._tokenizer.bos_token_id in start
-            prefix = np.concatenate([start if begins else start[:0], self.encode(head)])
-            return prefix.astype(np.int32), self.encode(_PLAIN_SUFFIX)
+            start = [i for i in self._tokenizer.encode("") if i == self._tokenizer.bos_token_id][:1]
+            return np.concatenate([np.array(start, np.int32), self.encode(head)]), self.encode(_PLAIN_SUFFIX)
         rendered = None if system is None else self._render([("system", _SYSTEM), ("user", _USER)])
         if rendered is None or rendered.count(_SYSTEM) != 1:
             user = _USER if system is None else f"{_SYSTEM}\n\n{_USER}"
@@ -143,8 +146,12 @@ class PromptTokenizer:
             cut = min(hits)[0] + 1 if hits else len(rest)
             pieces.append(rest[:cut])
             rest = rest[cut:]
-        ids = [i for piece in pieces for i in self._data.encode(piece, add_special_tokens=False).ids]
+        ids = [i for piece in pieces for i in self._ids(self._data.encode(piece, add_special_tokens=False)).tolist()]
         return np.array([i for i in ids if i not in self._control], np.int32)
+
+    def _ids(self, encoding: Any) -> TokenIds:
+        ids = encoding.ids
+        return np.array([self._renamed.get(i, i) for i in ids] if self._renamed else ids, np.int32)
 
     def _is_additive(self) -> bool:
         rng = random.Random(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -62,15 +63,11 @@ def test_a_bad_request_fails_alone(engine: Engine, request_: Request, message: s
     bad = done.pop("bad")
     assert bad.finish_reason == "error"
     assert bad.error is not None
-    pytest.raises(EngineError, _raise, bad.error).match(message)
+    assert re.search(message, bad.error)
     for row, answer in done.items():
         assert list(answer.token_ids) == generate_one(tiny_model(), PROMPTS[row], 4)
     assert engine.stats.failed_requests == 1
     assert is_idle(engine)
-
-
-def _raise(message: str) -> None:
-    raise EngineError(message)
 
 
 def test_something_that_is_no_request(engine: Engine) -> None:
