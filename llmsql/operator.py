@@ -46,7 +46,10 @@ def evaluate(
         RowError: a row failed and `on_error` is 'fail'.
     """
     values: list[Any] = [None] * fields.num_rows
-    for prompted, rows in _by_prompt(call, fields, prompts):
+    groups = _by_prompt(call, fields, prompts)
+    if on_progress is not None:
+        on_progress(fields.num_rows - sum(len(rows) for _, rows in groups))
+    for prompted, rows in groups:
         _answer_rows(prompted, fields, rows, values, model, settings, statistics, on_progress)
     return pa.array(values, arrow_type(call))
 
