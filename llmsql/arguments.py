@@ -75,7 +75,7 @@ def fields_table(columns: Sequence[pa.ChunkedArray], names: Sequence[str]) -> pa
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _by_labels(labels: pa.ChunkedArray | None, rows: int) -> list[tuple[Any, np.ndarray]]:

@@ -61,7 +61,8 @@ def spark(tmp_path_factory):
     except LlmsqlError as problem:
         pytest.skip(str(problem))
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
-    with mock.patch.dict(os.environ, PYSPARK_PYTHON=sys.executable):
+    with mock.patch.dict(os.environ):
+        os.environ.pop("PYSPARK_PYTHON", None)  # `register` sees to it that workers find llmsql
         session = (
             SparkSession.builder.master("local[2]")
             .config("spark.ui.enabled", "false")
@@ -76,11 +77,12 @@ def spark(tmp_path_factory):
             .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
             .getOrCreate()
         )
-    session.sparkContext.setLogLevel("OFF")
-    rows = session.createDataFrame(ROWS, "id int, title string, rating double, kind string").coalesce(1)
-    rows.createOrReplaceTempView("t")
-    yield session
-    session.stop()
+        session.sparkContext.setLogLevel("OFF")
+        types = (pa.int32(), pa.string(), pa.float64(), pa.string())
+        table = pa.table([pa.array(column, kind) for column, kind in zip(zip(*ROWS), types)], names=COLUMNS)
+        session.createDataFrame(table).coalesce(1).createOrReplaceTempView("t")
+        yield session
+        session.stop()
     with pytest.raises(LlmsqlError, match=r"no model yet: call llmsql\.spark\.register"):
         llm("Say", "title")
 

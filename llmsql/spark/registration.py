@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +62,10 @@ def register(
     for the Column functions; SQL calls take those of `settings`.
 
     Each partition is buffered up to `batch_rows` rows, its duplicates are dropped and the rest is ordered for prefix
-    reuse. Every Python worker loads the model once: it must be at the same path on every node, or a hub id. Workers
-    need llmsql installed, and run the interpreter that $PYSPARK_PYTHON names when the session starts.
+    reuse. Every Python worker loads the model once (Spark starts one for each task slot and each LLM call of a
+    statement), so it must be at the same path on every node, or a hub id. Workers need llmsql installed; they run the
+    interpreter that $PYSPARK_PYTHON names when the session starts, and without it, when Spark runs on this machine
+    alone (`local[...]`), that of this process.
 
     Args:
         spark: the session; the same one comes back.
@@ -85,6 +88,8 @@ def register(
         )
     checked = Settings.make(settings)
     context = spark.sparkContext
+    if context.master.startswith("local") and not os.environ.get("PYSPARK_PYTHON"):
+        context.pythonExec = sys.executable  # Spark's default is the first python3 on PATH, which may lack llmsql
     registration = Registration(context, _portable_model(model, checked), checked, make_counters(context))
     for name in FUNCTIONS:
         spark.udf.register(name, registration.function(name))
@@ -93,10 +98,11 @@ def register(
 
 
 def statistics(spark: SparkSession) -> QueryStatistics:
-    """What the functions asked since they were registered on `spark`, summed over all tasks that succeeded.
+    """What the functions asked since they were registered on `spark`, summed over all tasks that ran to their end.
 
     Spark may run a task more than once (a lost executor, speculation, a query that is not cached), and each time
-    counts: this is what was spent, not what was needed.
+    counts: this is what was spent, not what was needed. A task that fails, or that a LIMIT stops early, sends Spark
+    no counts.
 
     Raises:
         LlmsqlError: nothing was registered on this session.
