@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .grouping import Ints
-from .growth import grow
+from .growth import Floats, grow
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Clusters:
         return len(self.parents)
 
 
-def grow_clusters(ids: Ints, weights: Ints) -> Clusters:
+def grow_clusters(ids: Ints, weights: Floats) -> Clusters:
     """Clusters grown from the outside in; `ids` and `weights` are [rows, columns]."""
     growth = grow(ids, weights, np.zeros(len(ids), dtype=np.int64), 1)
     return Clusters(np.concatenate([[-1], growth.parents]), growth.nodes)
 
 
-def regroup(clusters: Clusters, ids: Ints, lengths: Ints) -> Clusters:
+def regroup(clusters: Clusters, ids: Ints, lengths: Floats) -> Clusters:
     """Put clusters in between where children of one cluster share more than all of them do.
 
     Growing from the outside in overlooks them: rows grouped by a product do not notice that products share a brand.
@@ -42,8 +42,7 @@ def regroup(clusters: Clusters, ids: Ints, lengths: Ints) -> Clusters:
     common = common_cells(clusters, ids)
     item_ids = np.concatenate([common[1:], ids])
     item_parents = np.concatenate([clusters.parents[1:], clusters.rows])
-    weights = lengths[item_ids]
-    weights[common[item_parents] > 0] = 0
+    weights = np.where((item_ids > 0) & (common[item_parents] == 0), lengths[item_ids], 0)
     growth = grow(item_ids, weights, item_parents, clusters.num_clusters)
     inner = clusters.num_clusters - 1
     return Clusters(np.concatenate([[-1], growth.nodes[:inner], growth.parents]), growth.nodes[inner:])
@@ -69,6 +68,13 @@ def common_cells(clusters: Clusters, ids: Ints) -> Ints:
     changes = np.zeros(ids.shape, dtype=np.int32)
     np.cumsum(ordered[1:] != ordered[:-1], axis=0, out=changes[1:])
     return np.where(changes[ends - 1] == changes[starts], ordered[starts], 0)
+
+
+def saved_length(clusters: Clusters, common_lengths: Ints) -> int:
+    """What the clusters save, in units of the lengths of their common cells [clusters, columns] (0 where none is)."""
+    children = np.bincount(clusters.rows, minlength=clusters.num_clusters)
+    children += np.bincount(clusters.parents[1:], minlength=clusters.num_clusters)
+    return int((children - 1) @ common_lengths.sum(axis=1))
 
 
 def depths(parents: Ints) -> Ints:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cells import Cells
+from .grouping import Ints
 from .statistics import column_statistics
 
 Fields = npt.NDArray[np.int32]
@@ -13,14 +14,16 @@ Fields = npt.NDArray[np.int32]
 
 def given_fields(cells: Cells) -> Fields:
     """The columns as they stand in the table, int32 [rows, columns]."""
-    return _for_all_rows(np.arange(cells.num_columns), cells.num_rows)
+    return np.tile(np.arange(cells.num_columns, dtype=np.int32), (cells.num_rows, 1))
 
 
 def fixed_fields(cells: Cells) -> Fields:
     """The columns by falling statistics score (arXiv:2403.05821, authors' code), int32 [rows, columns]."""
-    scores = np.array([column.score for column in column_statistics(cells)])
-    return _for_all_rows(np.argsort(-scores, kind="stable"), cells.num_rows)
+    columns = columns_by_score(cells, np.arange(cells.num_rows), np.arange(cells.num_columns))
+    return np.tile(columns.astype(np.int32), (cells.num_rows, 1))
 
 
-def _for_all_rows(columns: npt.NDArray[np.integer], num_rows: int) -> Fields:
-    return np.tile(columns.astype(np.int32), (num_rows, 1))
+def columns_by_score(cells: Cells, rows: Ints, columns: Ints) -> Ints:
+    """Some columns by falling statistics score over some rows; equal scores keep their order."""
+    scores = np.array([column.score for column in column_statistics(cells, rows, columns)])
+    return columns[np.argsort(-scores, kind="stable")]

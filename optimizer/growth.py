@@ -24,14 +24,14 @@ class Growth:
 class _Repeats:
     """The cells that some other item of the same node has too."""
 
-    items: Ints  # [cells]
+    items: Ints  # [cells], ascending
     columns: Ints  # [cells]
     groups: Ints  # [cells] equal cells of one node, numbered from 0
     first: Ints  # [groups] first cell of each
     counts: Ints  # [groups]
 
 
-def grow(ids: Ints, weights: Ints, nodes: Ints, num_nodes: int) -> Growth:
+def grow(ids: Ints, weights: Floats, nodes: Ints, num_nodes: int) -> Growth:
     """Split nodes into groups of items that share a cell, groups into smaller ones, until no cell is shared.
 
     `ids` and `weights` are [items, columns]; cells of weight 0 take no part. `nodes` [items] is where items start.
@@ -43,11 +43,11 @@ def grow(ids: Ints, weights: Ints, nodes: Ints, num_nodes: int) -> Growth:
         if not len(repeats.items):
             break
         items, columns = repeats.items, repeats.columns
-        chosen = _undisputed_groups(repeats, _scores(repeats, weights, nodes), len(nodes))[repeats.groups]
-        new = group_keys(repeats.groups[chosen])
-        moved = items[chosen]
-        parents.append(nodes[moved[first_of_group(new)]])
-        nodes[moved] = num_nodes + new
+        taken = _undisputed_groups(repeats, _scores(repeats, weights, nodes))
+        parents.append(nodes[items[repeats.first[taken]]])
+        number = num_nodes - 1 + np.cumsum(taken)
+        chosen = taken[repeats.groups]
+        nodes[items[chosen]] = number[repeats.groups[chosen]]
         num_nodes += len(parents[-1])
         items, columns = items[~chosen], columns[~chosen]
     return Growth(np.concatenate(parents), nodes)
@@ -56,12 +56,13 @@ def grow(ids: Ints, weights: Ints, nodes: Ints, num_nodes: int) -> Growth:
 def _repeated_cells(ids: Ints, nodes: Ints, items: Ints, columns: Ints) -> _Repeats:
     cells = ids[items, columns]
     groups = group_keys(nodes[items] * (int(cells.max()) + 1) + cells)
-    repeated = np.bincount(groups)[groups] > 1
-    groups = group_keys(groups[repeated])
-    return _Repeats(items[repeated], columns[repeated], groups, first_of_group(groups), np.bincount(groups))
+    counts = np.bincount(groups)
+    repeated = counts[groups] > 1
+    groups = (np.cumsum(counts > 1) - 1)[groups[repeated]]
+    return _Repeats(items[repeated], columns[repeated], groups, first_of_group(groups), counts[counts > 1])
 
 
-def _scores(repeats: _Repeats, weights: Ints, nodes: Ints) -> Floats:
+def _scores(repeats: _Repeats, weights: Floats, nodes: Ints) -> Floats:
     """How much a group is worth to each of its items: what the group saves, and what its column saves in the node.
 
     The geometric mean of the two follows whole columns where they pay and single heavy values where those do.
@@ -69,8 +70,7 @@ def _scores(repeats: _Repeats, weights: Ints, nodes: Ints) -> Floats:
     num_columns = weights.shape[1]
     weight = weights[repeats.items, repeats.columns]
     group_weight, counts = weight[repeats.first], repeats.counts
-    node_of_cell = group_keys(nodes[repeats.items])
-    num_nodes = int(node_of_cell.max()) + 1
+    node_of_cell, num_nodes = _dense(nodes[repeats.items])
     slots = node_of_cell * num_columns + repeats.columns
     slot_of_group = slots[repeats.first]
     column_gain = np.bincount(slot_of_group, group_weight * (counts - 1.0), num_nodes * num_columns)
@@ -80,14 +80,20 @@ def _scores(repeats: _Repeats, weights: Ints, nodes: Ints) -> Floats:
     return scores
 
 
-def _undisputed_groups(repeats: _Repeats, scores: Floats, num_items: int) -> npt.NDArray[np.bool_]:
-    """The groups that every one of their items likes best; bool [groups].
+def _dense(numbers: Ints) -> tuple[Ints, int]:
+    """Numbers without gaps, in the same order, and how many there are."""
+    used = np.bincount(numbers) > 0
+    return (np.cumsum(used) - 1)[numbers], int(np.count_nonzero(used))
+
+
+def _undisputed_groups(repeats: _Repeats, scores: Floats) -> npt.NDArray[np.bool_]:
+    """The groups that every one of their items likes best, the later group where scores are equal; bool [groups].
 
     Taking them all at once equals taking the best group again and again, as a group only loses by what others take.
     """
-    rank = np.empty(len(scores), dtype=np.int64)
-    rank[np.argsort(scores, kind="stable")] = np.arange(len(scores))
-    liked = np.full(num_items, -1, dtype=np.int64)
-    np.maximum.at(liked, repeats.items, rank[repeats.groups])
-    likes = np.bincount(repeats.groups, liked[repeats.items] == rank[repeats.groups], len(scores))
-    return np.equal(likes, repeats.counts)
+    starts = np.flatnonzero(np.diff(repeats.items, prepend=-1))
+    repetitions = np.diff(starts, append=len(repeats.items))
+    score = scores[repeats.groups]
+    is_best = score == np.repeat(np.maximum.reduceat(score, starts), repetitions)
+    liked = np.maximum.reduceat(np.where(is_best, repeats.groups, -1), starts)
+    return np.equal(np.bincount(liked, minlength=len(scores)), repeats.counts)

@@ -13,12 +13,14 @@ from .cells import Cells, as_cells
 from .deduplication import Deduplication, deduplicate
 from .errors import OptimizerError
 from .fixed import Fields, fixed_fields, given_fields
+from .ggr import ggr_fields
+from .ophr import ophr_fields
 from .ordering import Ordering, OrderingStats
 from .prefix_hits import hit_cells
 from .prefix_tree import depth_first, prompt_sequences
 from .tree import tree_fields
 
-METHODS = ("auto", "none", "sort", "fixed", "tree")
+METHODS = ("auto", "none", "sort", "fixed", "ggr", "ophr", "tree")
 Ints = npt.NDArray[np.int64]
 
 
@@ -44,7 +46,7 @@ def reorder(
     cells = as_cells(table)
     duplicates = deduplicate(cells)
     distinct = cells.select_rows(duplicates.first)
-    candidates = _candidates(method)
+    candidates = _candidates(method, seed)
     hits: dict[str, int] = {}
     best: tuple[int, str, Fields, Ints] | None = None
     for name in candidates:
@@ -73,14 +75,18 @@ def reorder(
     return Ordering(rows, shown_fields, stats)
 
 
-def _candidates(method: str) -> dict[str, Callable[[Cells], Fields]]:
-    # under "auto" the first of equals wins, so the simplest come first; "none" never beats "sort"
+def _candidates(method: str, seed: int) -> dict[str, Callable[[Cells], Fields]]:
     methods: dict[str, Callable[[Cells], Fields]] = {
+        "none": given_fields,
         "sort": given_fields,
         "fixed": fixed_fields,
-        "tree": tree_fields,
+        "ggr": ggr_fields,
+        "tree": lambda cells: tree_fields(cells, seed),
+        "ophr": ophr_fields,
     }
-    return methods if method == "auto" else {method: methods.get(method, given_fields)}
+    # the first of equals wins, so the simplest come first; "none" never beats "sort"
+    chosen = ("sort", "fixed", "ggr", "tree") if method == "auto" else (method,)
+    return {name: methods[name] for name in chosen}
 
 
 def _all_rows(duplicates: Deduplication, fields: Fields, order: Ints | None) -> tuple[Ints, Fields]:

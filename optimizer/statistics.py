@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cells import Cells
+from .grouping import Ints
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class ColumnStatistics:
         return self.mean_length**2 * (self.num_filled / self.num_distinct - 1) if self.num_distinct else 0.0
 
 
-def column_statistics(cells: Cells) -> list[ColumnStatistics]:
-    """Statistics of every column, in column order."""
-    return [_one_column(cells.names[c], cells.codes[:, c], cells.lengths[c]) for c in range(cells.num_columns)]
+def column_statistics(cells: Cells, rows: Ints | None = None, columns: Ints | None = None) -> list[ColumnStatistics]:
+    """Statistics of the columns (all, or those given) over the rows (all, or those given), in column order."""
+    codes = cells.codes if rows is None else cells.codes[rows]
+    chosen = range(cells.num_columns) if columns is None else columns.tolist()
+    return [_one_column(cells.names[column], codes[:, column], cells.lengths[column]) for column in chosen]
 
 
 def _one_column(name: str, codes: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> ColumnStatistics:

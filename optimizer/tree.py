@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from .cells import Cells
-from .clusters import Clusters, common_cells, depths, grow_clusters, regroup, without_redundant
+from .clusters import Clusters, common_cells, depths, grow_clusters, regroup, saved_length, without_redundant
 from .fixed import Fields
 from .grouping import Ints
 from .heads import head_columns
+from .ophr import ophr_fields
+
+EXACT_ROWS = 8
+RESTART_CELLS = 20_000
+MAX_RESTARTS = 8
 
 
-def tree_fields(cells: Cells) -> Fields:
+def tree_fields(cells: Cells, seed: int = 0) -> Fields:
     """For each row its columns in prompt order, int32 [rows, columns]; the rows should be distinct.
 
     Rows are clustered from the outside in by the cells that they share, clusters that have something in common are
-    put together once more, and each cell then stands where the outermost cluster that shares it begins.
+    put together once more, and each cell then stands where the outermost cluster that shares it begins. Tables of up
+    to EXACT_ROWS rows are solved exactly; other small ones a few times with columns weighted at random by `seed`.
     """
+    if cells.num_rows <= EXACT_ROWS or not cells.num_columns:
+        return ophr_fields(cells)
     # NULL takes no room, but where it stands should be the same for rows that stand together
     ids = np.where(cells.codes < 0, len(cells.id_lengths) + np.arange(cells.num_columns), cells.ids)
     lengths = np.concatenate([cells.id_lengths, np.zeros(cells.num_columns, dtype=np.int64)])
-    if not ids.size:
-        return np.zeros(ids.shape, dtype=np.int32)
-    clusters = grow_clusters(ids, lengths[ids])
-    clusters = without_redundant(clusters, common_cells(clusters, ids))
-    clusters = regroup(clusters, ids, lengths)
-    common = common_cells(clusters, ids)
+    generator = np.random.default_rng(seed)
+    clusters, common = _cluster(ids, lengths, np.ones(cells.num_columns))
+    for _ in range(min(RESTART_CELLS // ids.size, MAX_RESTARTS)):
+        favour = np.exp(generator.normal(0, 0.5, cells.num_columns))
+        other, other_common = _cluster(ids, lengths, favour)
+        if saved_length(other, lengths[other_common]) > saved_length(clusters, lengths[common]):
+            clusters, common = other, other_common
     return _fields(clusters, common, head_columns(cells, clusters, common))
+
+
+def _cluster(ids: Ints, lengths: Ints, favour: npt.NDArray[np.float64]) -> tuple[Clusters, Ints]:
+    """Clusters and what each has in common, [clusters, columns]; `favour` [columns] scales the worth of columns."""
+    clusters = grow_clusters(ids, lengths[ids] * favour)
+    clusters = without_redundant(clusters, common_cells(clusters, ids))
+    clusters = regroup(clusters, ids, lengths.astype(np.float64))
+    return clusters, common_cells(clusters, ids)
 
 
 def _fields(clusters: Clusters, common: Ints, heads: Ints) -> Fields:

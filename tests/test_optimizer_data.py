@@ -79,12 +79,11 @@ def test_the_prediction_is_the_character_count_of_our_own_prompts() -> None:
     assert 0.7 < hits.hit_rate < hits.character_hit_rate < 0.8
 
 
-def test_reordering_takes_little_more_than_encoding() -> None:
-    # a bound on the ratio, not on seconds: both scale with the machine
+def test_reordering_takes_about_as_long_as_reading_the_rows_in_python() -> None:
+    # a ratio, not seconds: both scale with the machine
     table = read("beer")
     started = time.process_time()
-    for _ in range(3):
-        encode(table)
-    encoded = time.process_time()
+    table.to_pylist()
+    listed = time.process_time()
     reorder(table)
-    assert time.process_time() - encoded < 10 * (encoded - started)
+    assert time.process_time() - listed < 10 * (listed - started)

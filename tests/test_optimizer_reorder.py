@@ -24,7 +24,7 @@ from llmsql.optimizer import (
 
 VALUES = st.sampled_from([None, "", "null", "a", "b", "a longer value", 'é\n"\\'])
 TABLES = st.integers(0, 5).flatmap(
-    lambda columns: st.lists(st.tuples(*[VALUES] * columns), max_size=12).map(
+    lambda columns: st.lists(st.tuples(*[VALUES] * columns), max_size=8).map(
         lambda rows: pa.table({f"c{i}": pa.array([row[i] for row in rows], pa.string()) for i in range(columns)})
     )
 )
@@ -118,7 +118,7 @@ def test_the_last_row_that_shares_a_prefix_is_the_row_before(table: pa.Table) ->
         assert common_prefix(cells, bodies[position - 1].splitlines()) == best
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "ophr"])
 @pytest.mark.parametrize(
     "table",
     [

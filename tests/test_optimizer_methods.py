@@ -1,0 +1,96 @@
+"""The exact method against brute force, the greedy ones against the exact one."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmsql.optimizer import Cells, OptimizerError, deduplicate, encode, find_dependencies, reorder
+from llmsql.optimizer.ggr import ggr_fields
+from llmsql.optimizer.prefix_hits import hit_cells
+from llmsql.optimizer.prefix_tree import prompt_sequences
+
+
+def random_cells(generator: np.random.Generator, max_rows: int, max_columns: int) -> Cells:
+    """Distinct rows over few values of different lengths."""
+    rows, columns = generator.integers(2, max_rows + 1), generator.integers(1, max_columns + 1)
+    values = generator.integers(2, 5, columns)
+    table = {f"c{i}": [f"v{v}" * (1 + int(v)) for v in generator.integers(0, values[i], rows)] for i in range(columns)}
+    cells = encode(pa.table(table))
+    return cells.select_rows(deduplicate(cells).first)
+
+
+def saved(cells: Cells, fields: np.ndarray) -> int:
+    return int(hit_cells(prompt_sequences(cells, fields), len(cells.id_lengths)) @ cells.id_lengths)
+
+
+@given(st.integers(0, 10_000))
+@settings(deadline=None, max_examples=25)
+def test_ophr_is_the_best_of_all_field_orders(seed: int) -> None:
+    cells = random_cells(np.random.default_rng(seed), 4, 3)
+    orders = list(permutations(range(cells.num_columns)))
+    best = max(saved(cells, np.array(fields)) for fields in product(orders, repeat=cells.num_rows))
+    assert reorder(cells, method="ophr").stats.hit_units == best
+
+
+def test_ophr_sets_aside_what_is_shared_and_solves_parts_apart() -> None:
+    # 40 rows, but all share one cell, and beyond it only four at a time hang together
+    table = pa.table(
+        {"all": ["x"] * 40, "part": [i // 4 for i in range(40)], "pair": [i // 2 for i in range(40)], "id": range(40)}
+    )
+    fields = reorder(table, method="ophr").fields
+    assert fields.tolist() == [[0, 1, 2, 3]] * 40
+
+
+def test_ophr_refuses_what_would_take_for_ever() -> None:
+    generator = np.random.default_rng(0)
+    table = pa.table({f"c{i}": generator.integers(0, 3, 30) for i in range(4)})
+    with pytest.raises(OptimizerError, match=r"rows hang together, at most 14 can be searched; .* method 'tree'"):
+        reorder(table, method="ophr")
+
+
+def test_tree_is_exact_on_small_tables_and_near_on_others() -> None:
+    generator = np.random.default_rng(0)
+    ratios = []
+    for size in (8, 11):
+        for _ in range(40):
+            cells = random_cells(generator, size, 4)
+            best = reorder(cells, method="ophr").stats.hit_units
+            tree = reorder(cells, method="tree").stats.hit_units
+            assert tree == best or cells.num_rows > 8
+            ratios.append(tree / best if best else 1.0)
+    assert min(ratios) > 0.85
+    assert np.mean(np.array(ratios) == 1) > 0.7
+
+
+def test_ggr_follows_the_published_algorithm() -> None:
+    # "long" and its partner are worth most together, the first of them leads; the rest stands by statistics
+    table = pa.table(
+        {
+            "short": ["s"] * 6 + ["t"] * 6,
+            "partner": ["p"] * 8 + ["q"] * 4,
+            "long": ["a long value"] * 8 + ["b"] * 4,
+            "unique": [str(i) for i in range(12)],
+        }
+    )
+    cells = encode(table)
+    assert np.array_equal(find_dependencies(cells)[1:3, 1:3], np.ones((2, 2)))
+    fields = ggr_fields(cells, early_stop=0)
+    assert fields[:8].tolist() == [[1, 2, 0, 3]] * 8
+    assert sorted(fields[8].tolist()) == [0, 1, 2, 3]
+    # "unique" never repeats, so it stands last even where its score would not put it there
+    assert (fields[:, 3] == 3).all()
+    # nothing is worth the early stop: statistics decide for all rows alike
+    assert len(np.unique(ggr_fields(cells, early_stop=10**9), axis=0)) == 1
+
+
+def test_random_weights_follow_the_seed() -> None:
+    generator = np.random.default_rng(3)
+    table = pa.table({f"c{i}": generator.integers(0, 4, 40) for i in range(5)})
+    first, again = (reorder(table, method="tree", seed=1) for _ in range(2))
+    assert np.array_equal(first.fields, again.fields)
