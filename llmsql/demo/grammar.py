@@ -9,6 +9,11 @@ from collections.abc import Callable, Mapping
 Rule = str | Callable[[random.Random], str]
 
 
+def alternatives(text: str) -> list[str]:
+    """The texts of a rule, which stand between ` | ` or on lines of their own."""
+    return [part.strip() for part in re.split(r" \| |\n", text) if part.strip()]
+
+
 class Grammar:
     """Expands rules at random, reproducibly for a seeded `random.Random`.
 
@@ -25,16 +30,11 @@ class Grammar:
                 self._functions[name] = rule
             else:
                 # odd places of a split text are rule names, even places are literal
-                texts = [text.strip() for text in re.split(r" \| |\n", rule.strip())]
-                self._texts[name] = [re.split(r"\{(\w+)\}", text) for text in texts if text]
-        for name, alternatives in self._texts.items():
-            for slot in (slot for parts in alternatives for slot in parts[1::2]):
+                self._texts[name] = [re.split(r"\{(\w+)\}", text) for text in alternatives(rule)]
+        for name, texts in self._texts.items():
+            for slot in (slot for parts in texts for slot in parts[1::2]):
                 if slot[0].lower() + slot[1:] not in self._texts.keys() | self._functions.keys():
                     raise KeyError(f"rule {name!r} names {slot!r}, which is no rule")
-
-    def texts(self, name: str) -> list[str]:
-        """The rule's alternatives as written, slots in braces."""
-        return ["".join(p if i % 2 == 0 else "{" + p + "}" for i, p in enumerate(parts)) for parts in self._texts[name]]
 
     def expand(self, rng: random.Random, name: str, given: Mapping[str, str] | None = None) -> str:
         """One random text of the rule; `given` fixes the text of some slots."""
@@ -45,8 +45,8 @@ class Grammar:
                 return self._functions[name](rng)
             text = self.expand(rng, name[0].lower() + name[1:], given)
             return text[:1].upper() + text[1:]
-        alternatives = self._texts[name]
-        parts = alternatives[int(rng.random() * len(alternatives))]
+        texts = self._texts[name]
+        parts = texts[int(rng.random() * len(texts))]
         if len(parts) == 1:
             return parts[0]
         return "".join(part if place % 2 == 0 else self.expand(rng, part, given) for place, part in enumerate(parts))

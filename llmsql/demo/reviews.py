@@ -1,4 +1,4 @@
-"""Generated reviews of generated products: the table behind the demo and its tests, and the text the demo model learns from."""
+"""Generated reviews of generated products: the demo's table, and the text that the demo model learns from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from .grammar import Grammar
+from .grammar import Grammar, Rule
 from .lexicon import ASPECTS, CONTEXT, GENERAL, WORDS, unknown_word
 from .products import Product, make_product, with_articles
 
@@ -30,17 +30,19 @@ class Review:
 
 
 def reviews_table(rows: int, seed: int = 0) -> pa.Table:
-    """Reviews joined with their products, in random order: [rows] with realistic repetition of products and short reviews.
+    """Reviews joined with their products, [rows] in random order, with realistic repetition of both.
 
     Columns to prompt with: `review_id, product_title, category, brand, price, country, description, review, rating,
     verified`. Columns to compare answers with, never to prompt with: `is_positive, mentions_delivery, topic,
-    suitable_for_children`. The same `rows` and `seed` give the same table. Every review has one topic and a clear opinion.
+    suitable_for_children`. Every review has one topic and a clear opinion. The same arguments give the same table.
     """
     rng = random.Random(f"reviews {seed}")
     products = [make_product(rng) for _ in range(max(1, min(400, rows // 16)))]
     popularity = [1.0 / (rank + 3) for rank in range(len(products))]
     kinds = {
-        (topic, sentiment): [make_review(rng, None, sentiment=sentiment, topics=(topic,), sentences=1) for _ in range(6)]
+        (topic, sentiment): [
+            make_review(rng, None, sentiment=sentiment, topics=(topic,), sentences=1) for _ in range(6)
+        ]
         for topic in TOPICS
         for sentiment in SENTIMENTS[:2]
     }
@@ -68,11 +70,14 @@ def make_review(
     topics: tuple[str, ...] = (),
     sentences: int | None = None,
 ) -> Review:
-    """A random review. Every sentence about an aspect or in general carries the sentiment, further topics are mentioned in passing."""
+    """A random review of one sentiment; topics after the first may be mentioned in passing, without opinion."""
     noun = "movie" if product is not None and product.kind == "movie" else "product"
     given = {"noun": rng.choice((noun, "film" if noun == "movie" else "item"))} if rng.random() < 0.3 else None
     count = sentences if sentences is not None else rng.choice((1, 1, 2, 2, 3, 3, 4, 5, 7))
-    body = [_ASPECTS[topic].expand(rng, sentiment if place == 0 else rng.choice((sentiment, "neutral"))) for place, topic in enumerate(topics)]
+    body = [
+        _ASPECTS[topic].expand(rng, sentiment if place == 0 else rng.choice((sentiment, "neutral")))
+        for place, topic in enumerate(topics)
+    ]
     if not topics or (sentiment == "neutral" and len(body) < count):
         body.append(_GENERAL.expand(rng, sentiment, given))
     while len(body) < count:
@@ -114,14 +119,14 @@ def _as_typed(rng: random.Random, sentences: list[str]) -> str:
     return text
 
 
-_NAMED = {**WORDS, "unknown": unknown_word}
+_NAMED: dict[str, Rule] = {**WORDS, "unknown": unknown_word}
 _STARS = {
     "stars_positive": "Five Stars | Four Stars | 5 stars | 4 stars",
     "stars_negative": "One Star | Two Stars | 1 star | 2 stars",
     "stars_neutral": "Three Stars | 3 stars",
 }
 _GENERAL = Grammar(_NAMED, GENERAL, CONTEXT, _STARS)
-_ASPECTS = {topic: Grammar(_NAMED, rules) for topic, rules in ASPECTS.items()}
+_ASPECTS = {topic: Grammar(_NAMED, dict(rules)) for topic, rules in ASPECTS.items()}
 _COLUMNS = pa.schema(
     [
         ("review_id", pa.string()),
