@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmsql.errors import CallError, ClosedError, LlmsqlError, ModelError, QueryError, RowError, SettingError
 
 if TYPE_CHECKING:
-    from llmsql.connect import connect, register
+    from llmsql.connection import connect, register
     from llmsql.session import LlmsqlWarning, Session
 
 __version__ = "0.1.0"
@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 _LAZY = {
-    "connect": "llmsql.connect",
-    "register": "llmsql.connect",
+    "connect": "llmsql.connection",
+    "register": "llmsql.connection",
     "Session": "llmsql.session",
     "LlmsqlWarning": "llmsql.session",
 }

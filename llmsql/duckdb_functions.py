@@ -15,7 +15,7 @@ from llmsql.arguments import answer_arguments, fields_table
 from llmsql.functions import FUNCTIONS, Call, Function
 from llmsql.models import ModelSet
 from llmsql.operator import evaluate
-from llmsql.planner.select import IN_PLACE_PREFIX
+from llmsql.planner.planning import IN_PLACE_PREFIX
 from llmsql.settings import Settings
 from llmsql.statistics import QueryStatistics, StageStatistics
 

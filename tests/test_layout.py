@@ -79,3 +79,13 @@ def test_a_query_with_a_fake_model_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+def test_public_names_stay_what_they_are():
+    code = (
+        "import llmsql, llmsql.spark, llmsql.optimizer\n"
+        "llmsql.register, llmsql.Session\n"
+        "assert callable(llmsql.connect) and callable(llmsql.register)\n"
+        "assert all(hasattr(llmsql, name) for name in llmsql.__all__)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import llmsql
 from llmsql import CallError, LlmsqlError, ModelError, SettingError
-from llmsql.connect import connect, register
+from llmsql.connection import connect, register
 from llmsql.functions import make_call
 from llmsql.settings import Settings
 from llmsql.testing import FakeModel

@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -83,20 +84,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         costs.add_section()
     console.print(costs)
     console.print(
-        "off: every row asked, in the order of the table, nothing shared between prompts. The optimizer may show fields\n"
-        "in another order, and a model may then answer otherwise; reorder := false pins the order where that matters."
+        "off: every row asked, in the order of the table, nothing shared between prompts. The optimizer may show\n"
+        "fields in another order, and a model may then answer otherwise; reorder := false pins their order."
     )
     return 0
 
 
 def _run(
-    query: DemoQuery, reviews: pa.Table, model: str, settings: dict[str, bool]
+    query: DemoQuery, reviews: pa.Table, model: str, settings: dict[str, Any]
 ) -> tuple[QueryStatistics, float, pa.Table]:
     with llmsql.connect(model=model, **settings) as session:
         _load(session)
         session.register("reviews", reviews)
         started = time.perf_counter()
-        answers = session.sql(query.sql).to_arrow_table()
+        answers = session.execute(query.sql).to_arrow_table()
         return session.last_query, time.perf_counter() - started, answers
 
 
@@ -115,8 +116,8 @@ def _show(console: Console, answers: pa.Table) -> None:
 
 
 def _accuracy(answers: pa.Table, reviews: pa.Table, truth: str) -> float:
-    pairs = zip(answers["answer"].to_pylist(), reviews[truth].to_pylist())
-    return sum(answer == wanted for answer, wanted in pairs) / max(reviews.num_rows, 1)
+    pairs = list(zip(answers["answer"].to_pylist(), reviews[truth].to_pylist()))
+    return sum(bool(answer == wanted) for answer, wanted in pairs) / max(len(pairs), 1)
 
 
 def _cost_row(costs: Table, title: str, switch: str, statistics: QueryStatistics, seconds: float) -> None:

@@ -6,50 +6,46 @@ ORDER BY keeps the table's order, which a join with the answers would not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from sqlglot import exp
 
 from llmsql.planner.calls import calls_in, own_calls
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.plan import Materialise
-
-if TYPE_CHECKING:
-    from llmsql.planner.select import SelectPlanner
+from llmsql.planner.scope import Scope
 
 LIMITED = ("order", "limit", "offset")
 
 
-def limit_first(planner: SelectPlanner) -> Materialise | None:
-    """Choose the rows that the SELECT shows, then ask; None where a call has a say in which rows these are."""
-    select = planner.select
-    if not (select.args.get("limit") or select.args.get("offset")) or not _shows_rows(planner):
-        return None
+def limit_first(scope: Scope) -> bool:
+    """Choose the rows that the SELECT shows, then ask; False where a call has a say in which rows these are."""
+    select = scope.select
+    if not (select.args.get("limit") or select.args.get("offset")) or not _shows_rows(scope):
+        return False
     asking = [item for item in select.expressions if calls_in(item)]
-    if len(own_calls(select)) != sum(len(calls_in(item)) for item in asking) or not _order_is_plain(planner, asking):
-        return None
+    if len(own_calls(select)) != sum(len(calls_in(item)) for item in asking) or not _order_is_plain(scope, asking):
+        return False
     where = select.args.get("where")
-    query = _Carrier(planner).rewrite([where.this] if where is not None else [], LIMITED)
-    return query("LIMIT chooses the rows before the model is asked")
+    reason = "LIMIT chooses the rows before the model is asked"
+    _Carrier(scope).rewrite(reason, [where.this] if where is not None else [], LIMITED)
+    return True
 
 
-def keep_order(planner: SelectPlanner) -> Materialise | None:
-    """Read the rows that pass the predicates without calls; None where the order of rows is free or given."""
-    select = planner.select
+def keep_order(scope: Scope) -> bool:
+    """Read the rows that pass the predicates without calls; False where the order of rows is free or given."""
+    select = scope.select
     if select.args.get("order") or select.args.get("joins") or select.args.get("laterals"):
-        return None
-    if select.find_ancestor(exp.Select, exp.SetOperation) is not None or not _shows_rows(planner):
-        return None
-    cheap, asking = planner.split_where()
-    query = _Carrier(planner).rewrite(cheap, (), asking)
-    return query("to keep the order of its rows")
+        return False
+    if select.find_ancestor(exp.Select, exp.SetOperation) is not None or not _shows_rows(scope):
+        return False
+    cheap, asking = scope.split_where()
+    _Carrier(scope).rewrite("to keep the order of its rows", cheap, (), asking)
+    return True
 
 
-def _shows_rows(planner: SelectPlanner) -> bool:
+def _shows_rows(scope: Scope) -> bool:
     """Whether each result row is one row of FROM, with values computed from that row alone."""
-    select = planner.select
-    if select.args.get("from_") is None or Grouping(select, planner.catalog).is_grouped:
+    select = scope.select
+    if select.args.get("from_") is None or Grouping(select, scope.catalog).is_grouped:
         return False
     if any(select.args.get(part) for part in ("distinct", "qualify", "group", "having", "windows", "sample")):
         return False
@@ -58,18 +54,18 @@ def _shows_rows(planner: SelectPlanner) -> bool:
     return not any(star.args.get("replace") or star.args.get("rename") for star in _stars(select))
 
 
-def _order_is_plain(planner: SelectPlanner, asking: list[exp.Expression]) -> bool:
+def _order_is_plain(scope: Scope, asking: list[exp.Expression]) -> bool:
     """Whether ORDER BY needs no call, and can be written over the sources."""
-    order = planner.select.args.get("order")
+    order = scope.select.args.get("order")
     names = {item.alias.lower() for item in asking}
     for ordered in order.expressions if order is not None else []:
         key = ordered.this
         if isinstance(key, exp.Var):
             return False
         if isinstance(key, exp.Literal) and not key.is_string:
-            if _stars(planner.select):
+            if _stars(scope.select):
                 return False
-            key = planner.select.expressions[int(key.name) - 1]
+            key = scope.select.expressions[int(key.name) - 1]
         if calls_in(key) or any(not c.table and c.name.lower() in names for c in key.find_all(exp.Column)):
             return False
     return True
@@ -78,20 +74,25 @@ def _order_is_plain(planner: SelectPlanner, asking: list[exp.Expression]) -> boo
 class _Carrier:
     """Moves the reading of a SELECT's rows into a scratch table with the columns c0, c1, ... that it needs."""
 
-    def __init__(self, planner: SelectPlanner):
-        self.planner = planner
-        self.select = planner.select
-        self.name = planner.catalog.fresh_name("rows")
+    def __init__(self, scope: Scope):
+        self.scope = scope
+        self.select = scope.select
+        self.name = scope.catalog.fresh_name("rows")
         self.carried: list[exp.Expression] = []
         aliases = {item.alias.lower() for item in self.select.expressions if isinstance(item, exp.Alias)}
-        self.aliases = aliases - set(planner.source_columns())
+        self.aliases = aliases - set(scope.source_columns())
 
     def rewrite(
-        self, where: list[exp.Expression], moved: tuple[str, ...], kept: list[exp.Expression] | None = None
-    ) -> Callable[[str], Materialise]:
-        """Rewrite the SELECT to read the scratch table; a function that makes the step which fills it.
+        self,
+        reason: str,
+        where: list[exp.Expression],
+        moved: tuple[str, ...],
+        kept: list[exp.Expression] | None = None,
+    ) -> None:
+        """Add the step that fills the scratch table, and rewrite the SELECT to read it.
 
         Args:
+            reason: shown in the plan.
             where: predicates that choose the rows of the scratch table.
             moved: the clauses that choose them too.
             kept: predicates that stay in the SELECT.
@@ -102,13 +103,13 @@ class _Carrier:
             if calls_in(item):
                 items.append(self._over_scratch(item))
                 continue
-            for name, expression in self.planner.item_columns(item):
+            for name, expression in self.scope.item_columns(item):
                 items.append(exp.alias_(self._over_scratch(expression), name, quoted=True))
         staying = [self._over_scratch(conjunct) for conjunct in kept or []]
         order = select.args.get("order")
         if order is not None and "order" in moved:
             self._resolve(order)
-        query = self.planner.source_query(self.carried or [exp.Literal.number(1)], where)
+        query = self.scope.source_query(self.carried or [exp.Literal.number(1)], where)
         for part in moved:
             if select.args.get(part) is not None:
                 query.set(part, select.args[part].copy())
@@ -121,8 +122,8 @@ class _Carrier:
         select.set("from_", exp.From(this=exp.to_table(self.name)))
         select.set("order", exp.Order(expressions=[exp.Ordered(this=exp.column("rowid", table=self.name))]))
         columns = tuple(f"c{number}" for number in range(max(len(self.carried), 1)))
-        sql = query.sql(dialect=self.planner.catalog.dialect)
-        return lambda reason: Materialise(self.name, columns, sql, reason)
+        sql = query.sql(dialect=self.scope.catalog.dialect)
+        self.scope.planning.steps.append(Materialise(self.name, columns, sql, reason))
 
     def _over_scratch(self, expression: exp.Expression) -> exp.Expression:
         return expression.copy().transform(lambda node: self._carry(node) if isinstance(node, exp.Column) else node)

@@ -10,8 +10,10 @@ from llmsql.errors import CallError, QueryError
 from llmsql.functions import FUNCTIONS
 from llmsql.planner.calls import call_text, is_llm_call, own_calls, parse_call, position
 from llmsql.planner.catalog import Catalog
+from llmsql.planner.clauses import is_star, visible_ctes
 from llmsql.planner.plan import InPlace, Plan
-from llmsql.planner.select import IN_PLACE_PREFIX, TAG, Planning, in_place_call, null_calls, plan_select, visible_ctes
+from llmsql.planner.planning import IN_PLACE_PREFIX, TAG, Planning, in_place_call, null_calls
+from llmsql.planner.select import plan_select
 
 
 def plan_statement(statement: exp.Expression, catalog: Catalog, *, stage_calls: bool = True) -> Plan:
@@ -98,8 +100,7 @@ def _row_arguments(node: exp.Anonymous) -> list[exp.Expression]:
 def _bindable(node: exp.Expression) -> exp.Expression:
     """A call as the SQL engine can bind it: without options, and without what only our functions take."""
     if isinstance(node, exp.Anonymous) and node.name.lower() in FUNCTIONS:
-        stars = [a for a in _row_arguments(node) if isinstance(a, exp.Star) or isinstance(a.this, exp.Star)]
-        arguments = [argument.unalias() for argument in _row_arguments(node) if argument not in stars]
+        arguments = [argument.unalias() for argument in _row_arguments(node) if not is_star(argument)]
         node.set("expressions", arguments)
     return node
 

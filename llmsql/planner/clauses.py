@@ -1,0 +1,90 @@
+"""Reading and building the clauses of a SELECT in sqlglot's tree."""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+
+def sources(select: exp.Select) -> list[exp.Expression]:
+    """The items of FROM: tables, subqueries, functions, joined ones included."""
+    found = []
+    if select.args.get("from_"):
+        found.append(select.args["from_"].this)
+    found += [join.this for join in select.args.get("joins") or []]
+    return found + list(select.args.get("laterals") or [])
+
+
+def over_sources(
+    select: exp.Select, projections: list[exp.Expression], where: list[exp.Expression], ctes: list[exp.CTE]
+) -> exp.Select:
+    """A new query with the FROM of `select`, these projections and these predicates."""
+    query = exp.Select(expressions=projections)
+    for part in ("from_", "joins", "laterals"):
+        value = select.args.get(part)
+        if isinstance(value, list):
+            query.set(part, [item.copy() for item in value])
+        elif value is not None:
+            query.set(part, value.copy())
+    if where:
+        query.set("where", exp.Where(this=exp.and_(*[conjunct.copy() for conjunct in where])))
+    return attach_ctes(query, ctes)
+
+
+def attach_ctes(query: exp.Select, ctes: list[exp.CTE]) -> exp.Select:
+    """The query with copies of these CTEs before it."""
+    if ctes:
+        recursive = any(cte.parent is not None and cte.parent.args.get("recursive") for cte in ctes)
+        query.set("with_", exp.With(expressions=[cte.copy() for cte in ctes], recursive=recursive))
+    return query
+
+
+def visible_ctes(select: exp.Expression) -> list[exp.CTE]:
+    """The CTEs that `select` can refer to, in an order in which each sees those before it."""
+    found: dict[str, exp.CTE] = {}
+    chain: list[exp.Expression] = [select, *ancestors(select)]
+    for inner, outer in reversed(list(zip([None, *chain], chain))):
+        with_ = outer.args.get("with_") if not isinstance(outer, exp.With) else None
+        if with_ is None or inner is with_:
+            continue
+        for cte in with_.expressions:
+            found[cte.alias.lower()] = cte
+    for outer in chain:
+        if isinstance(outer, exp.CTE) and isinstance(outer.parent, exp.With):
+            siblings = outer.parent.expressions
+            for cte in siblings[: next(i for i, sibling in enumerate(siblings) if sibling is outer)]:
+                found.setdefault(cte.alias.lower(), cte)
+    return list(found.values())
+
+
+def conjuncts(condition: exp.Expression) -> list[exp.Expression]:
+    """The predicates that AND connects."""
+    unnested = condition.unnest()
+    if isinstance(unnested, exp.And):
+        return [*conjuncts(unnested.left), *conjuncts(unnested.right)]
+    return [condition]
+
+
+def clause_of(node: exp.Expression, select: exp.Select) -> str:
+    """The clause of the SELECT in which a node stands, by sqlglot's name: 'expressions', 'where', 'group', ..."""
+    while node.parent is not None and node.parent is not select:
+        node = node.parent
+    return node.arg_key or ""
+
+
+def ancestors(node: exp.Expression) -> list[exp.Expression]:
+    """The nodes above, nearest first."""
+    found = []
+    while node.parent is not None:
+        node = node.parent
+        found.append(node)
+    return found
+
+
+def is_above(node: exp.Expression, below: exp.Expression) -> bool:
+    """Whether `below` stands inside `node`."""
+    return any(parent is node for parent in ancestors(below))
+
+
+def is_star(item: exp.Expression) -> bool:
+    """Whether an item is `*` or `t.*`."""
+    return isinstance(item, exp.Star) or (isinstance(item, exp.Column) and isinstance(item.this, exp.Star))

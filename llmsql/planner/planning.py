@@ -1,0 +1,68 @@
+"""What the SELECTs of one statement share while they are planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sqlglot import exp
+
+from llmsql.functions import FUNCTIONS
+from llmsql.planner.calls import ParsedCall
+from llmsql.planner.catalog import Catalog
+from llmsql.planner.plan import InPlace, Materialise, Stage
+
+IN_PLACE_PREFIX = "__llmsql_"
+# Notes on nodes: which SELECT it is, how the user wrote the call, whether its arguments come from a query around it.
+TAG = "llmsql_select"
+TEXT = "llmsql_text"
+CORRELATED = "llmsql_correlated"
+
+
+@dataclass
+class Planning:
+    """The plan of a statement as it grows.
+
+    `ctes` are the CTEs that the SELECT at hand can see, as they are now; `originals` maps the tag of each SELECT to a
+    copy of it in which every call is a NULL of its type, so that it can be bound before any stage has run.
+    `keep_reason`: why every call of the statement stays in place, if so; `in_place_prefix`: of the functions for those.
+    """
+
+    catalog: Catalog
+    keep_reason: str | None = None
+    in_place_prefix: str = IN_PLACE_PREFIX
+    steps: list[Stage | Materialise] = field(default_factory=list)
+    in_place: list[InPlace] = field(default_factory=list)
+    ctes: list[exp.CTE] = field(default_factory=list)
+    originals: dict[int, exp.Select] = field(default_factory=dict)
+
+
+def null_calls(expression: exp.Expression) -> exp.Expression:
+    """A copy in which each LLM call is a NULL of the call's type."""
+
+    def null(node: exp.Expression) -> exp.Expression:
+        if isinstance(node, exp.Anonymous) and node.name.lower() in FUNCTIONS:
+            return exp.cast(exp.null(), FUNCTIONS[node.name.lower()].sql_type)
+        return node
+
+    return expression.copy().transform(null)
+
+
+def in_place_call(parsed: ParsedCall, prefix: str) -> exp.Expression:
+    """The call as a UDF that knows its fields' names: (call as JSON, prompt or NULL, fields as a struct)."""
+    fields = [
+        exp.PropertyEQ(this=exp.to_identifier(name, quoted=True), expression=expression.copy())
+        for name, expression in parsed.fields
+    ]
+    return exp.Anonymous(
+        this=prefix + parsed.call.function,
+        expressions=[
+            exp.Literal.string(parsed.call.to_json()),
+            parsed.prompt.copy() if parsed.prompt is not None else exp.null(),
+            exp.Struct(expressions=fields),
+        ],
+    )
+
+
+def is_left_in_place(expression: exp.Expression) -> bool:
+    """Whether a call in the expression was left in place."""
+    return any(str(node.this).startswith(IN_PLACE_PREFIX) for node in expression.find_all(exp.Anonymous))

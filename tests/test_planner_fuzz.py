@@ -1,0 +1,164 @@
+"""Random statements: planned = left in place, as multisets, and never more model calls than distinct arguments."""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+import pytest
+
+import llmsql
+from llmsql.testing import FakeModel
+
+SETUP = """
+CREATE TABLE a AS SELECT range AS id, range % 5 AS k, CASE WHEN range % 7 = 0 THEN NULL ELSE 'a' || range % 6 END AS s,
+    (range * 7) % 11 AS n FROM range(40);
+CREATE TABLE b AS SELECT range AS id, range % 4 AS k, CASE WHEN range % 5 = 0 THEN NULL ELSE 'b' || range % 3 END AS s,
+    (range * 3) % 13 AS n FROM range(25);
+CREATE VIEW v AS SELECT * FROM a WHERE n > 2;
+"""
+
+
+def answer(prompt, fields, options):
+    code = zlib.crc32(repr((prompt, sorted(fields.items(), key=str))).encode())
+    if options["function"] == "llm_filter":
+        return "Yes" if code % 3 else "No"
+    return options["choices"][code % len(options["choices"])] if "choices" in options else f"{prompt}{code % 50}"
+
+
+class Statements:
+    """Random SELECTs over the tables of SETUP, from a seed."""
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed)
+
+    def statement(self) -> str:
+        kind = self.random.random()
+        if kind < 0.15:
+            return f"{self.select(1)} UNION ALL {self.select(1)}"
+        if kind < 0.3:
+            return f"WITH c AS ({self.rows()}) {self.select(source='c')}"
+        if kind < 0.45:
+            return self.select(source=f"({self.rows()}) c")
+        return self.select()
+
+    def rows(self) -> str:
+        """A query with the columns of the tables."""
+        where = f" WHERE {self.predicate('a')}" if self.random.random() < 0.5 else ""
+        columns = self.random.choice(["*", "id, k, s, n", "id, k, llm('Inner', s) AS s, n"])
+        limit = " ORDER BY id LIMIT 20" if self.random.random() < 0.3 else ""
+        return f"SELECT {columns} FROM a{where}{limit}"
+
+    def select(self, items: int | None = None, source: str | None = None) -> str:
+        source = source or self.random.choice(
+            ["a", "a", "b", "v", "a JOIN b ON a.k = b.k", "a LEFT JOIN b USING (id)", "a, b"]
+        )
+        qualifier = source.split()[-1].strip(")") if source.startswith("(") else source.split()[0].strip(",")
+        where = [self.predicate(qualifier) for _ in range(self.random.randrange(4))]
+        if source == "a, b":
+            where.append("a.id = b.id")
+        if self.random.random() < 0.3 and items is None:
+            return self.grouped(source, qualifier, where)
+        chosen = [self.expression(qualifier) for _ in range(items or self.random.randint(1, 3))]
+        text = "SELECT " + ", ".join(f"{item} AS c{number}" for number, item in enumerate(chosen)) + f" FROM {source}"
+        text += " WHERE " + " AND ".join(where) if where else ""
+        if items is None and self.random.random() < 0.3:
+            text = f"SELECT DISTINCT {text.removeprefix('SELECT ')}"
+        elif items is None and self.random.random() < 0.4:
+            ids = (
+                "a.id, b.id" if "b" in source.split() and "a" in source.replace(",", " ").split() else f"{qualifier}.id"
+            )
+            if "USING" in source:
+                ids = "id"
+            text += f" ORDER BY {ids} LIMIT {self.random.randint(0, 9)}"
+        return text
+
+    def grouped(self, source: str, qualifier: str, where: list[str]) -> str:
+        key = self.random.choice(
+            [f"llm_filter('Good?', {qualifier}.s)", f"{qualifier}.k", f"llm('Key', {qualifier}.k)"]
+        )
+        aggregate = self.random.choice(
+            [
+                "count(*)",
+                f"sum({qualifier}.n)",
+                f"count(*) FILTER (WHERE llm_filter('F?', {qualifier}.s))",
+                "min(" + self.call(qualifier) + ")",
+            ]
+        )
+        text = f"SELECT {key} AS g, {aggregate} AS x"
+        if key.endswith(".k"):
+            text += f", llm('Of key', {key}) AS y"
+        text += f" FROM {source}" + (" WHERE " + " AND ".join(where) if where else "")
+        return text + self.random.choice(
+            [" GROUP BY g", " GROUP BY ALL", " GROUP BY 1" if "y" not in text[-3:] else " GROUP BY g"]
+        )
+
+    def call(self, qualifier: str) -> str:
+        columns = self.random.sample(["s", "n", "k"], self.random.randint(1, 2))
+        fields = ", ".join(f"{qualifier}.{column}" for column in columns)
+        return self.random.choice(
+            [f"llm('P', {fields})", f"llm('Q', {fields})", f"llm_classify('C', ['x', 'y', 'z'], {fields})"]
+        )
+
+    def expression(self, qualifier: str) -> str:
+        call = self.call(qualifier)
+        return self.random.choice(
+            [
+                call,
+                call,
+                f"{qualifier}.n",
+                f"upper({call})",
+                f"coalesce({call}, 'none')",
+                f"CASE WHEN {qualifier}.n > 4 THEN {call} END",
+            ]
+        )
+
+    def predicate(self, qualifier: str) -> str:
+        q = qualifier
+        return self.random.choice(
+            [
+                f"{q}.n > {self.random.randint(0, 6)}",
+                f"{q}.s IS NOT NULL",
+                f"length({q}.s) = 2",
+                f"llm_filter('Good?', {q}.s)",
+                f"NOT llm_filter('Bad?', {q}.s, {q}.k)",
+                f"llm_classify('C', ['x', 'y', 'z'], {q}.s) <> 'x'",
+                f"(llm_filter('Either?', {q}.s) OR {q}.n = 1)",
+                f"{self.call(q)} IS NOT NULL",
+                f"{q}.k IN (SELECT k FROM b WHERE n > 3)",
+            ]
+        )
+
+
+@pytest.fixture(scope="module")
+def sessions():
+    with (
+        llmsql.connect(model=FakeModel(answer)) as planned,
+        llmsql.connect(model=FakeModel(answer), plan=False) as in_place,
+    ):
+        planned.execute(SETUP)
+        in_place.execute(SETUP)
+        yield planned, in_place
+
+
+def check(sessions, seed):
+    planned, in_place = sessions
+    sql = Statements(seed).statement()
+    wanted = sorted(in_place.sql(sql).fetchall(), key=repr)
+    got = sorted(planned.sql(sql).fetchall(), key=repr)
+    assert got == wanted, f"seed {seed}: {sql}\n{planned.last_query.plan}"
+    for stage in planned.last_query.stages:
+        if stage.place != "in place":
+            assert stage.asked <= stage.distinct, sql
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_statements(sessions, seed):
+    check(sessions, seed)
+
+
+@pytest.mark.fuzz
+@pytest.mark.timeout(3600)
+def test_many_random_statements(sessions):
+    for seed in range(1000, 3000):
+        check(sessions, seed)
