@@ -24,7 +24,7 @@ from llmsql.execution import PlanRunner, Run
 from llmsql.model import Model
 from llmsql.planner import Plan, plan_statement
 from llmsql.planner.calls import has_llm_call
-from llmsql.planner.parsing import mentions_llm_call, name_parameters, parse_statement
+from llmsql.planner.parsing import mentions_llm_call, name_parameters, parse_statement, split_statements
 from llmsql.scan import caller_variables, run_with_variables
 from llmsql.settings import Settings
 from llmsql.statistics import QueryStatistics
@@ -169,12 +169,8 @@ class Session:
         self._drop_results(self._unused)
         if not mentions_llm_call(query):
             return [(query, None)]
-        try:
-            texts = [statement.query for statement in self._connection.extract_statements(query)]
-        except duckdb.Error:
-            texts = [query]  # DuckDB cannot split what only our functions take, such as `column AS name` in a call
         found: list[tuple[str, exp.Expression | None]] = []
-        for text in texts if len(texts) > 1 else [query]:
+        for text in split_statements(query, "duckdb"):
             explained = EXPLAIN.match(text)
             if not mentions_llm_call(text):
                 found.append((text, None))
@@ -268,12 +264,24 @@ class Session:
     def _finish(self, plan: Plan, runner: PlanRunner) -> _Result | None:
         """Run the final statement; the rows of a query go to a temporary table that its relation reads."""
         if not plan.is_query:
-            runner.run_with_parameters(plan.final_sql)
-            return None
+            rows = runner.run_with_parameters(plan.final_sql)
+            names = [column[0] for column in self._connection.description or []]
+            return self._returned(names, rows) if plan.returns_rows else None
         described = runner.run_with_parameters(f"DESCRIBE {plan.final_sql}")
         result = self._new_result([row[0] for row in described])
         columns = ", ".join(f"c{number}" for number in range(len(described)))
         runner.run_with_parameters(f"CREATE TEMP TABLE {result.name}({columns}) AS {plan.final_sql}")
+        return result
+
+    def _returned(self, names: list[str], rows: list[tuple[Any, ...]]) -> _Result:
+        """The rows of RETURNING; they come with the statement that writes, and cannot be selected again."""
+        result = self._new_result(names)
+        types = [str(column[1]) for column in self._connection.description or []]
+        columns = ", ".join(f"c{number} {kind}" for number, kind in enumerate(types))
+        self._connection.execute(f"CREATE TEMP TABLE {result.name}({columns})")
+        if rows:
+            marks = ", ".join("?" * len(names))
+            self._connection.executemany(f"INSERT INTO {result.name} VALUES ({marks})", rows)
         return result
 
     def _text_result(self, text: str) -> _Result:

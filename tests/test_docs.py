@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 CARD = ROOT / "llmsql" / "demo" / "model" / "README.md"
-DOCTESTS = ("llmsql.prompt", "llmsql.connection", "llmsql.testing", "llmsql.planner.calls")
+DOCTESTS = ("llmsql.prompt", "llmsql.connection", "llmsql.testing", "llmsql.planner.calls", "llmsql.planner.parsing")
 TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 PLAIN = ("text", "json", "")  # output and data, not code
 

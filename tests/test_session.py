@@ -108,6 +108,26 @@ class TestResults:
         con.sql("DELETE FROM u WHERE llm_filter('Has an a?', s)")
         assert sorted(con.sql("FROM u").fetchall()) == [("id=7",), ("x=b",), ("x=c",)]
 
+    def test_statements_that_show_rows(self, con):
+        described = con.sql("DESCRIBE SELECT id, llm_filter('a?', x) AS yes FROM t").fetchall()
+        assert [row[:2] for row in described] == [("id", "BIGINT"), ("yes", "BOOLEAN")]
+        assert con._models.own.calls == 0
+        assert len(con.sql("SUMMARIZE SELECT llm('Say', x) AS s FROM t").fetchall()) == 1
+        pivoted = con.sql("PIVOT (SELECT llm('Say', x) AS s FROM t) ON s USING count(*)")
+        assert pivoted.columns == ["x=a", "x=b", "x=c"]
+        assert con.sql("VALUES (llm('Say', 'v' AS x))").fetchall() == [("x=v",)]
+        written = con.sql("INSERT INTO t SELECT 50, llm('Say', x) FROM t WHERE id = 0 RETURNING x, id")
+        assert written.fetchall() == [("x=a", 50)]
+        assert written.columns == ["x", "id"]
+
+    def test_macros(self, con):
+        con.sql("CREATE MACRO say(y) AS llm('Say', y)")
+        assert con.sql("SELECT say(x) FROM t WHERE id = 1").fetchall() == [("y=b",)]
+
+    def test_statements_that_cannot_be_planned_say_so(self, con):
+        with pytest.raises(llmsql.QueryError, match="PREPARE of a statement with LLM calls"):
+            con.sql("PREPARE p AS SELECT llm('Say', x) FROM t")
+
     def test_a_view_over_a_call_is_computed_when_it_is_used(self, con):
         con.sql("CREATE VIEW v AS SELECT id, llm('Say', x) AS s FROM t")
         assert con._models.own.calls == 0
@@ -129,7 +149,7 @@ class TestInputs:
         relation = con.sql("SELECT 'r' AS word")
         assert con.execute("SELECT llm('Say', word) AS s FROM relation").fetchall() == [("word=r",)]
         assert con.sql("SELECT count(*) FROM frame").fetchall() == [(3,)]
-        assert frame is not None and table is not None and relation is not None
+        assert all(variable is not None for variable in (frame, table, relation))
 
     def test_our_own_variables_are_not_visible(self, con):
         for name in ("self", "statements", "variables", "query", "runner"):

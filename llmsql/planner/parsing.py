@@ -23,6 +23,20 @@ def mentions_llm_call(sql: str) -> bool:
     return MENTIONS_CALL.search(sql) is not None
 
 
+def split_statements(sql: str, dialect: str) -> list[str]:
+    """The statements of a text, cut at its semicolons; those in texts and comments do not count.
+
+    Raises:
+        QueryError: the text cannot be cut into tokens.
+
+    >>> split_statements("SELECT ';'; SELECT 2 -- ;", "duckdb")
+    ["SELECT ';'", ' SELECT 2 -- ;']
+    """
+    ends = [token.start for token in _tokens(sql, dialect) if token.token_type == TokenType.SEMICOLON]
+    texts = [sql[start:end] for start, end in zip([0, *(end + 1 for end in ends)], [*ends, len(sql)])]
+    return [text for text in texts if text.strip()]
+
+
 def parse_statement(sql: str, dialect: str) -> exp.Expression:
     """Parse one statement; positional parameters become named ones, see `name_parameters`.
 
@@ -36,6 +50,11 @@ def parse_statement(sql: str, dialect: str) -> exp.Expression:
         raise QueryError(f"the statement does not parse: {_first_line(problem)}") from problem
     if len(trees) != 1:
         raise QueryError(f"expected one statement, found {len(trees)}")
+    if isinstance(trees[0], exp.Command):
+        raise QueryError(
+            f"{trees[0].name.upper()} of a statement with LLM calls is not available: run the statement itself, "
+            "with parameters if need be (con.execute(sql, [...]))"
+        )
     for node in trees[0].find_all(exp.Placeholder):
         if str(node.this).isdigit():
             node.set("this", f"{PARAMETER}{node.this}")
@@ -63,14 +82,10 @@ def parameters_of(tree: exp.Expression, values: Mapping[str, Any]) -> dict[str, 
 
 def _name_positional(sql: str, dialect: str) -> tuple[str, list[tuple[int, int]]]:
     """The text with `?` named in order, and (position in the new text, characters added) for each."""
-    try:
-        tokens = sqlglot.tokenize(sql, dialect=dialect)
-    except SqlglotError as problem:
-        raise QueryError(f"the statement does not parse: {_first_line(problem)}") from problem
     pieces: list[str] = []
     shifts: list[tuple[int, int]] = []
     last = added = 0
-    for token in tokens:
+    for token in _tokens(sql, dialect):
         if token.token_type != TokenType.PLACEHOLDER or token.text != "?":
             continue
         name = f"${PARAMETER}{len(shifts) + 1}"
@@ -79,6 +94,13 @@ def _name_positional(sql: str, dialect: str) -> tuple[str, list[tuple[int, int]]
         added += len(name) - 1
         last = token.end + 1
     return "".join([*pieces, sql[last:]]), shifts
+
+
+def _tokens(sql: str, dialect: str) -> list[Any]:
+    try:
+        return list(sqlglot.tokenize(sql, dialect=dialect))
+    except SqlglotError as problem:
+        raise QueryError(f"the statement does not parse: {_first_line(problem)}") from problem
 
 
 def _first_line(problem: Exception) -> str:

@@ -55,12 +55,16 @@ class InPlace:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in the order in which they run, then `final_sql`, which holds no staged call any more."""
+    """Steps in the order in which they run, then `final_sql`, which holds no staged call any more.
+
+    `is_query`: the final statement can be selected from; `returns_rows`: it writes, and has a RETURNING clause.
+    """
 
     steps: tuple[Stage | Materialise, ...]
     final_sql: str
     in_place: tuple[InPlace, ...]
     is_query: bool
+    returns_rows: bool = False
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -15,6 +15,9 @@ from llmsql.planner.plan import InPlace, Plan
 from llmsql.planner.planning import IN_PLACE_PREFIX, TAG, Planning, in_place_call, null_calls
 from llmsql.planner.select import plan_select
 
+# Statements that are no queries to sqlglot, and show rows nevertheless.
+SHOWING = (exp.Describe, exp.Summarize, exp.Pivot, exp.Values)
+
 
 def plan_statement(statement: exp.Expression, catalog: Catalog, *, stage_calls: bool = True) -> Plan:
     """Plan one statement with LLM calls. The statement is rewritten in place; nothing is executed.
@@ -43,11 +46,15 @@ def plan_statement(statement: exp.Expression, catalog: Catalog, *, stage_calls: 
         planning.ctes = visible_ctes(select)
         plan_select(select, planning)
     _leave_the_rest(statement, planning)
+    final_sql = statement.sql(dialect=catalog.dialect)
+    if isinstance(statement, SHOWING):
+        final_sql = f"SELECT * FROM ({final_sql})"
     return Plan(
         steps=tuple(planning.steps),
-        final_sql=statement.sql(dialect=catalog.dialect),
+        final_sql=final_sql,
         in_place=tuple(planning.in_place),
-        is_query=isinstance(statement, exp.Query),
+        is_query=isinstance(statement, (exp.Query, *SHOWING)),
+        returns_rows=bool(statement.args.get("returning")),
     )
 
 
@@ -119,6 +126,8 @@ def _is_stored(statement: exp.Expression) -> bool:
 
 
 def _keep_reason(statement: exp.Expression, stage_calls: bool) -> str | None:
+    if isinstance(statement, exp.Describe):
+        return "DESCRIBE asks nothing"
     if _is_stored(statement):
         return f"a {statement.kind.lower()} is computed when it is used"
     return None if stage_calls else "staging is switched off (plan=False)"
