@@ -10,6 +10,8 @@ import numpy.typing as npt
 from .grouping import Ints, first_of_group, group_keys
 
 Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+PATIENCE = 4_000_000  # cells looked at before growing gets less picky
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,24 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class _Repeats:
-    """The cells that some other item of the same node has too."""
+class _Cells:
+    """Cells that may still be shared; all arrays are [cells]."""
 
-    items: Ints  # [cells], ascending
-    columns: Ints  # [cells]
-    groups: Ints  # [cells] equal cells of one node, numbered from 0
+    items: Ints  # ascending
+    columns: Ints
+    ids: Ints
+    weights: Floats
+
+    def take(self, chosen: Flags) -> _Cells:
+        places = np.flatnonzero(chosen)
+        return _Cells(self.items[places], self.columns[places], self.ids[places], self.weights[places])
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Equal cells of one node, numbered from 0."""
+
+    of_cell: Ints  # [cells]
     first: Ints  # [groups] first cell of each
     counts: Ints  # [groups]
 
@@ -38,62 +52,70 @@ def grow(ids: Ints, weights: Floats, nodes: Ints, num_nodes: int) -> Growth:
     """
     nodes, parents = nodes.copy(), [np.zeros(0, dtype=np.int64)]
     items, columns = np.nonzero((weights > 0) & (np.bincount(ids.ravel()) > 1)[ids])
-    while len(items):
-        repeats = _repeated_cells(ids, nodes, items, columns)
-        if not len(repeats.items):
-            break
-        items, columns = repeats.items, repeats.columns
-        taken = _undisputed_groups(repeats, _scores(repeats, weights, nodes))
-        parents.append(nodes[items[repeats.first[taken]]])
+    cells = _Cells(items, columns, ids[items, columns], weights[items, columns].astype(np.float64))
+    work = 0
+    while True:
+        cells, groups = _repeated(cells, nodes)
+        if not len(cells.items):
+            return Growth(np.concatenate(parents), nodes)
+        likes, liked = _likes(cells, groups, _scores(cells, groups, nodes, ids.shape[1]))
+        taken = likes >= _enough_likes(groups.counts, work)
+        parents.append(nodes[cells.items[groups.first[taken]]])
         number = num_nodes - 1 + np.cumsum(taken)
-        chosen = taken[repeats.groups]
-        nodes[items[chosen]] = number[repeats.groups[chosen]]
+        chosen = liked & taken[groups.of_cell]
+        nodes[cells.items[chosen]] = number[groups.of_cell[chosen]]
         num_nodes += len(parents[-1])
-        items, columns = items[~chosen], columns[~chosen]
-    return Growth(np.concatenate(parents), nodes)
+        work += len(cells.items)
+        cells = cells.take(~chosen)
 
 
-def _repeated_cells(ids: Ints, nodes: Ints, items: Ints, columns: Ints) -> _Repeats:
-    cells = ids[items, columns]
-    groups = group_keys(nodes[items] * (int(cells.max()) + 1) + cells)
-    counts = np.bincount(groups)
-    repeated = counts[groups] > 1
-    groups = (np.cumsum(counts > 1) - 1)[groups[repeated]]
-    return _Repeats(items[repeated], columns[repeated], groups, first_of_group(groups), counts[counts > 1])
+def _repeated(cells: _Cells, nodes: Ints) -> tuple[_Cells, _Groups]:
+    """The cells that some other item of the same node has too."""
+    size = int(cells.ids.max()) + 1 if len(cells.ids) else 1
+    of_cell = group_keys(nodes[cells.items] * size + cells.ids)
+    counts = np.bincount(of_cell)
+    repeated = counts > 1
+    kept = repeated[of_cell]
+    of_cell = (np.cumsum(repeated) - 1)[of_cell[kept]]
+    return cells.take(kept), _Groups(of_cell, first_of_group(of_cell), counts[repeated])
 
 
-def _scores(repeats: _Repeats, weights: Floats, nodes: Ints) -> Floats:
+def _scores(cells: _Cells, groups: _Groups, nodes: Ints, num_columns: int) -> Floats:
     """How much a group is worth to each of its items: what the group saves, and what its column saves in the node.
 
     The geometric mean of the two follows whole columns where they pay and single heavy values where those do.
     """
-    num_columns = weights.shape[1]
-    weight = weights[repeats.items, repeats.columns]
-    group_weight, counts = weight[repeats.first], repeats.counts
-    node_of_cell, num_nodes = _dense(nodes[repeats.items])
-    slots = node_of_cell * num_columns + repeats.columns
-    slot_of_group = slots[repeats.first]
-    column_gain = np.bincount(slot_of_group, group_weight * (counts - 1.0), num_nodes * num_columns)
-    cells_of_node = np.bincount(node_of_cell, minlength=num_nodes)
-    column_share = column_gain[slot_of_group] / cells_of_node[node_of_cell[repeats.first]]
-    scores: Floats = np.sqrt(group_weight * (counts - 1.0) / counts * column_share)
+    weight, counts = cells.weights[groups.first], groups.counts
+    node_of_group, cells_of_node = _dense(nodes[cells.items[groups.first]], counts)
+    slot = node_of_group * num_columns + cells.columns[groups.first]
+    column_gain = np.bincount(slot, weight * (counts - 1.0))
+    scores: Floats = np.sqrt(weight * (counts - 1.0) / counts * column_gain[slot] / cells_of_node[node_of_group])
     return scores
 
 
-def _dense(numbers: Ints) -> tuple[Ints, int]:
-    """Numbers without gaps, in the same order, and how many there are."""
+def _dense(numbers: Ints, weights: Ints) -> tuple[Ints, Ints]:
+    """Numbers without gaps in the same order, and the sum of the weights for each."""
+    sums = np.bincount(numbers, weights)
     used = np.bincount(numbers) > 0
-    return (np.cumsum(used) - 1)[numbers], int(np.count_nonzero(used))
+    return (np.cumsum(used) - 1)[numbers], sums[used].astype(np.int64)
 
 
-def _undisputed_groups(repeats: _Repeats, scores: Floats) -> npt.NDArray[np.bool_]:
-    """The groups that every one of their items likes best, the later group where scores are equal; bool [groups].
-
-    Taking them all at once equals taking the best group again and again, as a group only loses by what others take.
-    """
-    starts = np.flatnonzero(np.diff(repeats.items, prepend=-1))
-    repetitions = np.diff(starts, append=len(repeats.items))
-    score = scores[repeats.groups]
+def _likes(cells: _Cells, groups: _Groups, scores: Floats) -> tuple[Ints, Flags]:
+    """How many items like each group best, and which cells say so; the later group where scores are equal."""
+    starts = np.flatnonzero(np.diff(cells.items, prepend=-1))
+    repetitions = np.diff(starts, append=len(cells.items))
+    score = scores[groups.of_cell]
     is_best = score == np.repeat(np.maximum.reduceat(score, starts), repetitions)
-    liked = np.maximum.reduceat(np.where(is_best, repeats.groups, -1), starts)
-    return np.equal(np.bincount(liked, minlength=len(scores)), repeats.counts)
+    liked = np.maximum.reduceat(np.where(is_best, groups.of_cell, -1), starts)
+    return np.bincount(liked, minlength=len(scores)), np.repeat(liked, repetitions) == groups.of_cell
+
+
+def _enough_likes(counts: Ints, work: int) -> Floats:
+    """The likes for which a group is made.
+
+    When all its items like it best, making it equals taking the best group again and again, since a group only loses
+    by what others take. Large inputs settle for the items that like it, once they are many enough.
+    """
+    share = 1.0 if work <= PATIENCE else 0.75 if work <= 4 * PATIENCE else 0.5 if work <= 8 * PATIENCE else 0.0
+    enough: Floats = np.maximum(np.ceil(share * counts), 2.0)
+    return enough

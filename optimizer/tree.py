@@ -7,12 +7,14 @@ import numpy.typing as npt
 
 from .cells import Cells
 from .clusters import Clusters, common_cells, depths, grow_clusters, regroup, saved_length, without_redundant
-from .fixed import Fields
+from .fixed import Fields, fixed_fields
 from .grouping import Ints
 from .heads import head_columns
 from .ophr import ophr_fields
+from .prefix_tree import depth_first, prompt_sequences
 
 EXACT_ROWS = 8
+PART_ROWS = 125_000
 RESTART_CELLS = 20_000
 MAX_RESTARTS = 8
 
@@ -23,7 +25,14 @@ def tree_fields(cells: Cells, seed: int = 0) -> Fields:
     Rows are clustered from the outside in by the cells that they share, clusters that have something in common are
     put together once more, and each cell then stands where the outermost cluster that shares it begins. Tables of up
     to EXACT_ROWS rows are solved exactly; other small ones a few times with columns weighted at random by `seed`.
+    Large ones are cut into parts along the order that `fixed` gives: rows of one part share most of what they can.
     """
+    if cells.num_rows > PART_ROWS:
+        fields = fixed_fields(cells)
+        order = depth_first(prompt_sequences(cells, fields))
+        for part in np.array_split(order, -(-cells.num_rows // PART_ROWS)):
+            fields[part] = tree_fields(cells.select_rows(part), seed)
+        return fields
     if cells.num_rows <= EXACT_ROWS or not cells.num_columns:
         return ophr_fields(cells)
     # NULL takes no room, but where it stands should be the same for rows that stand together

@@ -94,3 +94,13 @@ def test_random_weights_follow_the_seed() -> None:
     table = pa.table({f"c{i}": generator.integers(0, 4, 40) for i in range(5)})
     first, again = (reorder(table, method="tree", seed=1) for _ in range(2))
     assert np.array_equal(first.fields, again.fields)
+
+
+def test_large_tables_are_cut_where_little_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    product = generator.integers(0, 40, 2_000)
+    table = pa.table({"id": np.arange(2_000), "brand": product % 5, "product": [f"product {p:040}" for p in product]})
+    whole = reorder(table, method="tree").stats.hit_units
+    monkeypatch.setattr("llmsql.optimizer.tree.PART_ROWS", 300)
+    parts = reorder(table, method="tree").stats.hit_units
+    assert 0.99 * whole < parts <= whole
