@@ -11,6 +11,7 @@ from .prefix_hits import PrefixHits, prefix_hits
 from .prompts import render
 from .reorder import METHODS, reorder
 from .statistics import ColumnStatistics, column_statistics
+from .unordered import arrange_items
 
 __all__ = [
     "METHODS",
@@ -21,6 +22,7 @@ __all__ = [
     "Ordering",
     "OrderingStats",
     "PrefixHits",
+    "arrange_items",
     "column_statistics",
     "deduplicate",
     "encode",

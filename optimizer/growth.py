@@ -19,6 +19,7 @@ class Growth:
     """Nodes that were made below the ones given, and where the items are now."""
 
     parents: Ints  # [new nodes] the node that each new node was split from; new nodes are numbered on from the old
+    ids: Ints  # [new nodes] the cell that the items of each share beyond those of its parent
     nodes: Ints  # [items] the deepest node of each item
 
 
@@ -45,22 +46,25 @@ class _Groups:
     counts: Ints  # [groups]
 
 
-def grow(ids: Ints, weights: Floats, nodes: Ints, num_nodes: int) -> Growth:
+def grow(ids: Ints, weights: Floats, nodes: Ints, num_nodes: int, *, as_sets: bool = False) -> Growth:
     """Split nodes into groups of items that share a cell, groups into smaller ones, until no cell is shared.
 
     `ids` and `weights` are [items, columns]; cells of weight 0 take no part. `nodes` [items] is where items start.
+    With `as_sets` it does not matter in which column a cell stands; no item may then hold one twice.
     """
-    nodes, parents = nodes.copy(), [np.zeros(0, dtype=np.int64)]
+    nodes = nodes.copy()
+    parents, shared = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     items, columns = np.nonzero((weights > 0) & (np.bincount(ids.ravel()) > 1)[ids])
-    cells = _Cells(items, columns, ids[items, columns], weights[items, columns].astype(np.float64))
+    cells = _Cells(items, columns * (not as_sets), ids[items, columns], weights[items, columns].astype(np.float64))
     work = 0
     while True:
         cells, groups = _repeated(cells, nodes)
         if not len(cells.items):
-            return Growth(np.concatenate(parents), nodes)
+            return Growth(np.concatenate(parents), np.concatenate(shared), nodes)
         likes, liked = _likes(cells, groups, _scores(cells, groups, nodes, ids.shape[1]))
         taken = likes >= _enough_likes(groups.counts, work)
         parents.append(nodes[cells.items[groups.first[taken]]])
+        shared.append(cells.ids[groups.first[taken]])
         number = num_nodes - 1 + np.cumsum(taken)
         chosen = liked & taken[groups.of_cell]
         nodes[cells.items[chosen]] = number[groups.of_cell[chosen]]

@@ -37,6 +37,8 @@ class Ordering:
     rows: npt.NDArray[np.int64]  # [rows] table rows in the order in which they are shown
     fields: npt.NDArray[np.int32]  # [rows, columns] for each shown row its columns in prompt order
     stats: OrderingStats
+    # for unordered list fields by name: for each shown row the positions of its items as shown, [rows, most items]
+    items: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     def explain(self) -> str:
         """A few lines for people: rows, distinct rows, units, predicted hit rate, and what the candidates reached."""
@@ -48,5 +50,5 @@ class Ordering:
         ]
         for name, hits in stats.candidates.items():
             rate = hits / stats.units if stats.units else 0.0
-            lines.append(f"  {name:<6} {rate:.1%}")
+            lines.append(f"  {name}: {rate:.1%}")
         return "\n".join(lines)

@@ -10,6 +10,7 @@ from .errors import OptimizerError
 from .ordering import Ordering
 from .prefix_tree import prompt_sequences
 from .rendering import TEXT
+from .unordered import arrange_items
 
 
 def render(table: pa.Table | Cells, ordering: Ordering) -> list[str]:
@@ -17,6 +18,10 @@ def render(table: pa.Table | Cells, ordering: Ordering) -> list[str]:
 
     Raises OptimizerError when the ordering belongs to a table of another shape.
     """
+    if ordering.items:
+        if isinstance(table, Cells):
+            raise OptimizerError("the ordering moves items of lists; render the table itself, not its cells")
+        table = arrange_items(table, ordering)
     cells = as_cells(table)
     shape = (cells.num_rows, cells.num_columns)
     if ordering.fields.shape != shape:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from .ophr import ophr_fields
 from .ordering import Ordering, OrderingStats
 from .prefix_hits import hit_cells
 from .prefix_tree import depth_first, prompt_sequences
+from .reorder_lists import reorder_lists
 from .tree import tree_fields
 
 METHODS = ("auto", "none", "sort", "fixed", "ggr", "ophr", "tree")
@@ -37,13 +40,24 @@ def reorder(
 
     `none` keeps everything, `sort` sorts rows by the columns as given, `fixed` does so with columns by statistics,
     `tree` chooses the fields of each row by growing a prefix tree. Rows always come depth-first, equal rows together.
-    Raises OptimizerError for an unknown method or a table that cannot be encoded.
+    The items of `unordered` list fields may change places too, see `Ordering.items` and `arrange_items`.
+    Raises OptimizerError for an unknown method, an unordered field that is no list, or a table that cannot be encoded.
     """
     started = time.perf_counter()
-    _refuse_unfinished(dependencies, unordered, capacity)
+    _refuse_unfinished(dependencies, capacity)
     if method not in METHODS:
         raise OptimizerError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
-    cells = as_cells(table)
+    if unordered and method != "none":
+        if isinstance(table, Cells):
+            raise OptimizerError("unordered fields need the table itself; encoded cells no longer tell items apart")
+        inner = partial(_reorder, method=method, seed=seed)
+        ordering = reorder_lists(table, list(unordered), inner, sharing=method in ("auto", "tree"))
+    else:
+        ordering = _reorder(as_cells(table), method=method, seed=seed)
+    return replace(ordering, stats=replace(ordering.stats, seconds=time.perf_counter() - started))
+
+
+def _reorder(cells: Cells, *, method: str, seed: int) -> Ordering:
     duplicates = deduplicate(cells)
     distinct = cells.select_rows(duplicates.first)
     candidates = _candidates(method, seed)
@@ -69,7 +83,7 @@ def reorder(
         units=units,
         hit_units=hits[chosen] + repeated,
         unit=cells.unit,
-        seconds=time.perf_counter() - started,
+        seconds=0.0,
         candidates={name: count + repeated for name, count in hits.items()},
     )
     return Ordering(rows, shown_fields, stats)
@@ -100,10 +114,8 @@ def _all_rows(duplicates: Deduplication, fields: Fields, order: Ints | None) -> 
     return rows, fields[inverse[rows]]
 
 
-def _refuse_unfinished(
-    dependencies: Sequence[tuple[str, str]] | None, unordered: Sequence[str], capacity: int | None
-) -> None:
-    given = {"dependencies": dependencies is not None, "unordered": bool(unordered), "capacity": capacity is not None}
+def _refuse_unfinished(dependencies: Sequence[tuple[str, str]] | None, capacity: int | None) -> None:
+    given = {"dependencies": dependencies is not None, "capacity": capacity is not None}
     for name, is_given in given.items():
         if is_given:
             raise OptimizerError(f"reorder(..., {name}=...) is not available in this version; leave it out")

@@ -87,3 +87,11 @@ def test_reordering_takes_about_as_long_as_reading_the_rows_in_python() -> None:
     listed = time.process_time()
     reorder(table)
     assert time.process_time() - listed < 10 * (listed - started)
+
+
+def test_hit_rate_of_contexts_as_an_order_free_list() -> None:
+    table = read("squad_rag5")
+    contexts = [table.column(f"context{i}").to_pylist() for i in range(1, 6)]
+    table = pa.table({"question": table["question"], "contexts": [list(row) for row in zip(*contexts)]})
+    ordering = reorder(table, unordered=["contexts"])
+    assert ordering.stats.hit_rate >= 0.45

@@ -1,0 +1,111 @@
+"""List fields whose items may be shown in any order."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmsql.optimizer import METHODS, OptimizerError, arrange_items, encode, prefix_hits, render, reorder
+
+ITEMS = st.none() | st.sampled_from(["a", "b", "c", "a longer item", "null"])
+ROWS = st.tuples(
+    st.none() | st.lists(ITEMS, max_size=4), st.none() | st.sampled_from("xy"), st.lists(ITEMS, max_size=2)
+)
+TYPE = pa.list_(pa.string())
+
+
+def make_table(rows: list[tuple]) -> pa.Table:
+    one, plain, two = zip(*rows) if rows else ((), (), ())
+    return pa.table({"one": pa.array(one, TYPE), "plain": pa.array(plain, pa.string()), "two": pa.array(two, TYPE)})
+
+
+@given(st.lists(ROWS, max_size=8), st.sampled_from(METHODS))
+@settings(deadline=None)
+def test_items_change_places_and_nothing_else(rows: list[tuple], method: str) -> None:
+    table = make_table(rows)
+    ordering = reorder(table, method=method, unordered=["one", "two"])
+    assert sorted(ordering.rows.tolist()) == list(range(len(rows)))
+    assert all(sorted(fields) == [0, 1, 2] for fields in ordering.fields.tolist())
+    arranged = arrange_items(table, ordering)
+    bodies = render(table, ordering)
+    for row, body in zip(ordering.rows.tolist(), bodies):
+        shown = json.loads("{" + body[:-2] + "}")
+        for name, value in table.slice(row, 1).to_pylist()[0].items():
+            if isinstance(value, list):
+                assert arranged[name][row].as_py() == shown[name]
+                assert sorted(map(str, shown[name])) == sorted(map(str, value))
+            else:
+                assert shown.get(name) == value
+
+
+@given(st.lists(ROWS, max_size=8))
+@settings(deadline=None)
+def test_prediction_is_no_more_than_the_characters_shared(rows: list[tuple]) -> None:
+    table = make_table(rows)
+    ordering = reorder(table, method="tree", unordered=["one", "two"])
+    hits = prefix_hits(encode(arrange_items(table, ordering)), ordering)
+    assert ordering.stats.units == hits.characters_total
+    assert hits.characters_hit <= ordering.stats.hit_units <= hits.characters_hit + hits.characters_partial
+
+
+def test_rows_begin_with_the_items_they_share() -> None:
+    generator = np.random.default_rng(0)
+    passages = [f"passage {i} " + "with text " * 20 for i in range(30)]
+    lists = [[passages[i] for i in generator.choice(30, 4, replace=False)] for _ in range(200)]
+    table = pa.table({"question": [f"question {i}" for i in range(200)], "passages": lists})
+    ordering = reorder(table, unordered=["passages"])
+    fixed_items = reorder(table).stats.hit_rate
+    assert ordering.stats.chosen == "list first"
+    assert (ordering.fields[:, 0] == 1).all()
+    assert fixed_items < 0.1 < 0.4 < ordering.stats.hit_rate
+    assert "list first" in ordering.explain()
+
+
+def test_lists_stand_behind_what_is_shared_anyway() -> None:
+    generator = np.random.default_rng(0)
+    passages = [f"passage {i} " + "with text " * 5 for i in range(12)]
+    table = pa.table(
+        {
+            "passages": [[passages[j] for j in generator.choice(12, 5, replace=False)] for _ in range(40)],
+            "document": [f"document {i % 2} " + "with much more text " * 50 for i in range(40)],
+            "id": list(range(40)),
+        }
+    )
+    ordering = reorder(table, unordered=["passages"])
+    assert ordering.stats.chosen == "list after shared"
+    assert ordering.fields.tolist() == [[1, 0, 2]] * 40
+
+
+def test_lists_of_the_same_items_are_one_cell() -> None:
+    table = pa.table({"tags": [["a", "b"], ["b", "a"], ["b", "a", "b"]]})
+    ordering = reorder(table, unordered=["tags"])
+    assert len(encode(arrange_items(table, ordering)).texts[0]) == 2
+
+
+@pytest.mark.parametrize("kind", [pa.large_list(pa.int8()), pa.list_(pa.int8(), 2), pa.list_view(pa.int8())], ids=str)
+def test_kinds_of_lists(kind: pa.DataType) -> None:
+    table = pa.table({"a": pa.chunked_array([pa.array([[1, 2]], kind), pa.array([[2, 1], [3, 2]], kind)])})
+    ordering = reorder(table, unordered=["a"])
+    arranged = arrange_items(table, ordering)["a"].to_pylist()
+    assert [sorted(items) for items in arranged] == [[1, 2], [1, 2], [2, 3]]
+    assert {tuple(items[:1]) for items in arranged} == {(2,)}
+
+
+def test_what_is_wrong_is_said() -> None:
+    table = pa.table({"a": [[1]], "b": [2]})
+    with pytest.raises(OptimizerError, match="'c' is not one of the columns a, b"):
+        reorder(table, unordered=["c"])
+    with pytest.raises(OptimizerError, match="'b' has type int64, not a list"):
+        reorder(table, unordered=["b"])
+    with pytest.raises(OptimizerError, match="unordered fields need the table itself"):
+        reorder(encode(table), unordered=["a"])
+    ordering = reorder(table, unordered=["a"])
+    with pytest.raises(OptimizerError, match="render the table itself"):
+        render(encode(table), ordering)
+    with pytest.raises(OptimizerError, match=r"for 1 rows with a list 'a', the table has 1 rows and columns b"):
+        arrange_items(table.select(["b"]), ordering)
