@@ -210,7 +210,10 @@ class Engine:
         scheduled = time.perf_counter()
         try:
             logits = self._runner.forward(batch)
-        except RuntimeError as problem:  # nothing is committed: other callers' requests are scheduled again
+        except (
+            RuntimeError,
+            ValueError,
+        ) as problem:  # nothing is committed: other callers' requests are scheduled again
             raise EngineError(f"the model failed in a step of {step.num_tokens} tokens: {problem}") from problem
         ran = time.perf_counter()
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -27,11 +29,14 @@ class KVCache:
     def __init__(
         self, shapes: Sequence[LayerShape], num_slots: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        def pool(kv_heads: int, dim: int) -> torch.Tensor:  # zeros: the system hands out the pages on first use
-            return torch.zeros((num_slots, kv_heads, dim), dtype=dtype, device=device)
+        def pool(*shape: int) -> torch.Tensor:
+            if device.type != "cpu":
+                return torch.zeros(shape, dtype=dtype, device=device)
+            size = math.prod(shape) * dtype.itemsize  # numpy's zeros are not touched: pages come with their first use
+            return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
 
-        self.keys = [pool(shape.kv_heads, shape.key_dim) for shape in shapes]  # [num_slots, kv_heads, key_dim]
-        self.values = [pool(shape.kv_heads, shape.value_dim) for shape in shapes]  # [num_slots, kv_heads, value_dim]
+        self.keys = [pool(num_slots, shape.kv_heads, shape.key_dim) for shape in shapes]
+        self.values = [pool(num_slots, shape.kv_heads, shape.value_dim) for shape in shapes]
 
     def write(
         self,

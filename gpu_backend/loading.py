@@ -102,13 +102,14 @@ def _read(name: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedM
         raise ModelError(f"no model folder at {name!r}: give a folder with config.json and *.safetensors, or a hub id")
     if is_folder:
         _check_folder(folder)
+    else:
+        _check_hub(name)
     source = str(folder) if is_folder else name
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
         config = transformers.AutoConfig.from_pretrained(source, **options)
     except Exception as error:
-        hint = "" if is_folder else " (it is no local folder; as a hub id it could not be fetched either)"
-        raise ModelError(f"cannot read the configuration of model {name!r}{hint}: {_first_line(error)}") from error
+        raise ModelError(f"cannot read the configuration of model {name!r}: {_first_line(error)}") from error
     _check_architecture(name, config)
     progress_bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()  # the caller shows progress of its own
@@ -159,6 +160,20 @@ def _check_folder(folder: Path) -> None:
         others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.gguf") for path in folder.glob(pattern))
         found = f"; it has {', '.join(others[:3])}, which the engine does not read" if others else ""
         raise ModelError(f"model folder {str(folder)!r} has no *.safetensors file{found}")
+
+
+def _check_hub(name: str) -> None:
+    """Fail at once, where transformers would try again for half a minute."""
+    import huggingface_hub
+
+    try:
+        if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
+            return
+        huggingface_hub.HfApi().model_info(name, timeout=20)
+    except Exception as error:
+        raise ModelError(
+            f"{name!r} is no model folder here, and no model of that name was found on the hub: {_first_line(error)}"
+        ) from error
 
 
 def _check_architecture(name: str, config: Any) -> None:

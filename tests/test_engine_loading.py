@@ -85,6 +85,8 @@ def test_without_a_tokenizer_token_ids_still_work(folder: Path, tmp_path: Path) 
 def test_folders_that_are_no_models(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model folder at '/no/such/folder'"):
         Engine("/no/such/folder")
+    with pytest.raises(ModelError, match="'no-such-model' is no model folder here"):
+        Engine("no-such-model")
     with pytest.raises(ModelError, match=r"has no config\.json"):
         Engine(tmp_path)
     copy_of(folder, tmp_path, without="model.safetensors")
