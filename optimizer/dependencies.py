@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from .cells import Cells
+from .errors import OptimizerError
 
 SAMPLE = 512
 
@@ -27,6 +30,28 @@ def find_dependencies(cells: Cells) -> npt.NDArray[np.bool_]:
         for other in np.flatnonzero(found[column]):
             found[column, other] = np.array_equal(codes[representative, other], codes[:, other])
     return found
+
+
+def given_dependencies(names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.bool_]:
+    """Dependencies known beforehand, and what follows from them, as `find_dependencies` gives them.
+
+    A pair (a, b) says that column a determines column b, as a key does. Nothing is checked against the data.
+    Raises OptimizerError for a name that is not among the columns.
+    """
+    known = np.eye(len(names), dtype=bool)
+    for pair in pairs:
+        if len(pair) != 2 or any(name not in names for name in pair):
+            raise OptimizerError(f"dependency {pair!r} is not a pair of columns; columns are {', '.join(names)}")
+        known[list(names).index(pair[0]), list(names).index(pair[1])] = True
+    for middle in range(len(names)):  # chains: what determines it determines what it determines
+        known |= np.outer(known[:, middle], known[middle])
+    return known
+
+
+def equivalent_columns(dependencies: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """For each column the first of those that determine it and that it determines, int64 [columns]."""
+    first: npt.NDArray[np.int64] = (dependencies & dependencies.T).argmax(axis=1)
+    return first
 
 
 def _representatives(codes: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], int]:

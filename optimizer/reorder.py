@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from .cells import Cells, as_cells
 from .deduplication import Deduplication, deduplicate
+from .dependencies import find_dependencies, given_dependencies
 from .errors import OptimizerError
 from .fixed import Fields, fixed_fields, given_fields
 from .ggr import ggr_fields
@@ -40,27 +41,33 @@ def reorder(
 
     `none` keeps everything, `sort` sorts rows by the columns as given, `fixed` does so with columns by statistics,
     `tree` chooses the fields of each row by growing a prefix tree. Rows always come depth-first, equal rows together.
-    The items of `unordered` list fields may change places too, see `Ordering.items` and `arrange_items`.
+    Columns that determine others may be given as `dependencies`, pairs of names that are trusted, else they
+    are found. The items of `unordered` list fields may change places too, see `Ordering.items` and `arrange_items`.
     Raises OptimizerError for an unknown method, an unordered field that is no list, or a table that cannot be encoded.
     """
     started = time.perf_counter()
-    _refuse_unfinished(dependencies, capacity)
+    if capacity is not None:
+        raise OptimizerError("reorder(..., capacity=...) is not available in this version; leave it out")
     if method not in METHODS:
         raise OptimizerError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     if unordered and method != "none":
         if isinstance(table, Cells):
             raise OptimizerError("unordered fields need the table itself; encoded cells no longer tell items apart")
-        inner = partial(_reorder, method=method, seed=seed)
+        inner = partial(_reorder, method=method, dependencies=dependencies, seed=seed)
         ordering = reorder_lists(table, list(unordered), inner, sharing=method in ("auto", "tree"))
     else:
-        ordering = _reorder(as_cells(table), method=method, seed=seed)
+        ordering = _reorder(as_cells(table), method=method, dependencies=dependencies, seed=seed)
     return replace(ordering, stats=replace(ordering.stats, seconds=time.perf_counter() - started))
 
 
-def _reorder(cells: Cells, *, method: str, seed: int) -> Ordering:
+def _reorder(cells: Cells, *, method: str, dependencies: Sequence[tuple[str, str]] | None, seed: int) -> Ordering:
     duplicates = deduplicate(cells)
     distinct = cells.select_rows(duplicates.first)
-    candidates = _candidates(method, seed)
+    if dependencies is None:
+        known = find_dependencies(distinct)
+    else:
+        known = given_dependencies(cells.names, dependencies)
+    candidates = _candidates(method, known, seed)
     hits: dict[str, int] = {}
     best: tuple[int, str, Fields, Ints] | None = None
     for name in candidates:
@@ -89,13 +96,13 @@ def _reorder(cells: Cells, *, method: str, seed: int) -> Ordering:
     return Ordering(rows, shown_fields, stats)
 
 
-def _candidates(method: str, seed: int) -> dict[str, Callable[[Cells], Fields]]:
+def _candidates(method: str, known: npt.NDArray[np.bool_], seed: int) -> dict[str, Callable[[Cells], Fields]]:
     methods: dict[str, Callable[[Cells], Fields]] = {
         "none": given_fields,
         "sort": given_fields,
         "fixed": fixed_fields,
-        "ggr": ggr_fields,
-        "tree": lambda cells: tree_fields(cells, seed),
+        "ggr": lambda cells: ggr_fields(cells, known),
+        "tree": lambda cells: tree_fields(cells, known, seed),
         "ophr": ophr_fields,
     }
     # the first of equals wins, so the simplest come first; "none" never beats "sort"
@@ -112,10 +119,3 @@ def _all_rows(duplicates: Deduplication, fields: Fields, order: Ints | None) -> 
     place[order] = np.arange(len(order))
     rows = np.argsort(place[inverse], kind="stable")
     return rows, fields[inverse[rows]]
-
-
-def _refuse_unfinished(dependencies: Sequence[tuple[str, str]] | None, capacity: int | None) -> None:
-    given = {"dependencies": dependencies is not None, "capacity": capacity is not None}
-    for name, is_given in given.items():
-        if is_given:
-            raise OptimizerError(f"reorder(..., {name}=...) is not available in this version; leave it out")

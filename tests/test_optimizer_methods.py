@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsql.optimizer import Cells, OptimizerError, deduplicate, encode, find_dependencies, reorder
+from llmsql.optimizer import METHODS, Cells, OptimizerError, deduplicate, encode, find_dependencies, reorder
+from llmsql.optimizer.dependencies import equivalent_columns, given_dependencies
 from llmsql.optimizer.ggr import ggr_fields
 from llmsql.optimizer.prefix_hits import hit_cells
 from llmsql.optimizer.prefix_tree import prompt_sequences
@@ -104,3 +105,29 @@ def test_large_tables_are_cut_where_little_is_shared(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("llmsql.optimizer.tree.PART_ROWS", 300)
     parts = reorder(table, method="tree").stats.hit_units
     assert 0.99 * whole < parts <= whole
+
+
+def test_given_dependencies_are_trusted() -> None:
+    # the partner follows at once because the caller says so, though one row breaks the rule
+    table = pa.table(
+        {
+            "key": ["a long key value"] * 6 + ["k"] * 6,
+            "other": ["o"] * 3 + ["p"] * 9,
+            "partner": ["x"] * 5 + ["y"] * 7,
+        }
+    )
+    pairs = [("key", "partner"), ("partner", "key")]
+    known = given_dependencies(table.column_names, pairs)
+    assert known.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+    assert ggr_fields(encode(table), known, early_stop=0)[0].tolist() == [0, 2, 1]
+    for method in METHODS:
+        if method != "ophr":
+            assert sorted(reorder(table, method=method, dependencies=pairs).rows.tolist()) == list(range(12))
+
+
+def test_chains_and_cycles_of_given_dependencies() -> None:
+    known = given_dependencies("abcd", [("a", "b"), ("b", "c"), ("c", "a")])
+    assert known.tolist() == [[True, True, True, False]] * 3 + [[False, False, False, True]]
+    assert equivalent_columns(known).tolist() == [0, 0, 0, 3]
+    with pytest.raises(OptimizerError, match=r"dependency \('a', 'z'\) is not a pair of columns; columns are a, b"):
+        given_dependencies("ab", [("a", "z")])
