@@ -118,13 +118,13 @@ def plot(rates: dict[tuple[str, str, str], float], path: Path) -> None:
 
     tables = list(dict.fromkeys(table for table, _, _ in rates))
     methods = list(dict.fromkeys(method for _, _, method in rates))
-    figure, axes = plt.subplots(figsize=(1.5 + 1.5 * len(tables), 4))
+    figure, axes = plt.subplots(figsize=(3 + 1.5 * len(tables), 4))
     for number, method in enumerate(methods):
         heights = [rates.get((table, "shuffled", method), 0.0) for table in tables]
         axes.bar(np.arange(len(tables)) + 0.8 * number / len(methods), heights, 0.8 / len(methods), label=method)
     axes.set_xticks(np.arange(len(tables)) + 0.4 - 0.4 / len(methods), tables)
     axes.set_ylabel("prefix hit rate, % of characters (shuffled rows)")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(path)
 
