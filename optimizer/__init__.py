@@ -6,7 +6,10 @@ from .cells import Cells, encode
 from .deduplication import Deduplication, deduplicate
 from .dependencies import find_dependencies
 from .errors import OptimizerError
+from .finite_cache import FiniteCacheHits, finite_cache_hits
+from .icicle import icicle
 from .ordering import Ordering, OrderingStats
+from .parts import cut
 from .prefix_hits import PrefixHits, prefix_hits
 from .prompts import render
 from .reorder import METHODS, reorder
@@ -18,15 +21,19 @@ __all__ = [
     "Cells",
     "ColumnStatistics",
     "Deduplication",
+    "FiniteCacheHits",
     "OptimizerError",
     "Ordering",
     "OrderingStats",
     "PrefixHits",
     "arrange_items",
     "column_statistics",
+    "cut",
     "deduplicate",
     "encode",
     "find_dependencies",
+    "finite_cache_hits",
+    "icicle",
     "prefix_hits",
     "render",
     "reorder",

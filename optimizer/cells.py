@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .errors import OptimizerError
-from .rendering import TEXT, quote_name, render_values
+from .literals import TEXT, quote_name
+from .rendering import render_values
 
 Codes = npt.NDArray[np.int32]
 Lengths = npt.NDArray[np.int64]

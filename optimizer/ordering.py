@@ -22,7 +22,8 @@ class OrderingStats:
     hit_units: int  # of them found as a prefix of an earlier prompt, whole cells, unbounded cache
     unit: str
     seconds: float  # encoding included where a table was given
-    candidates: Mapping[str, int] = field(default_factory=dict)  # hit units of every method that was scored
+    candidates: Mapping[str, int] = field(default_factory=dict)  # hit units of every method scored, unbounded cache
+    rows_too_long: int = 0  # left out of the figures, as they exceed the capacity that was given
 
     @property
     def hit_rate(self) -> float:
@@ -48,6 +49,8 @@ class Ordering:
             f"{stats.unit} {stats.units:,} -> computed {stats.units - stats.hit_units:,}",
             f"predicted prefix hit rate {stats.hit_rate:.1%} (method {stats.chosen}, {stats.seconds:.2f} s)",
         ]
+        if stats.rows_too_long:
+            lines.append(f"{stats.rows_too_long:,} rows exceed the capacity by themselves and are not counted")
         for name, hits in stats.candidates.items():
             rate = hits / stats.units if stats.units else 0.0
             lines.append(f"  {name}: {rate:.1%}")

@@ -7,9 +7,9 @@ import pyarrow.compute as pc
 
 from .cells import Cells, as_cells
 from .errors import OptimizerError
+from .literals import TEXT
 from .ordering import Ordering
 from .prefix_tree import prompt_sequences
-from .rendering import TEXT
 from .unordered import arrange_items
 
 

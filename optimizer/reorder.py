@@ -15,6 +15,7 @@ from .cells import Cells, as_cells
 from .deduplication import Deduplication, deduplicate
 from .dependencies import find_dependencies, given_dependencies
 from .errors import OptimizerError
+from .finite_cache import finite_cache_hits
 from .fixed import Fields, fixed_fields, given_fields
 from .ggr import ggr_fields
 from .ophr import ophr_fields
@@ -43,11 +44,12 @@ def reorder(
     `tree` chooses the fields of each row by growing a prefix tree. Rows always come depth-first, equal rows together.
     Columns that determine others may be given as `dependencies`, pairs of names that are trusted, else they
     are found. The items of `unordered` list fields may change places too, see `Ordering.items` and `arrange_items`.
+    With a `capacity` in units of the cells, the figures are for a cache of that size and the rows that fit into it.
     Raises OptimizerError for an unknown method, an unordered field that is no list, or a table that cannot be encoded.
     """
     started = time.perf_counter()
-    if capacity is not None:
-        raise OptimizerError("reorder(..., capacity=...) is not available in this version; leave it out")
+    if capacity is not None and unordered:
+        raise OptimizerError("capacity together with unordered fields is not available in this version; leave one out")
     if method not in METHODS:
         raise OptimizerError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     if unordered and method != "none":
@@ -56,7 +58,10 @@ def reorder(
         inner = partial(_reorder, method=method, dependencies=dependencies, seed=seed)
         ordering = reorder_lists(table, list(unordered), inner, sharing=method in ("auto", "tree"))
     else:
-        ordering = _reorder(as_cells(table), method=method, dependencies=dependencies, seed=seed)
+        cells = as_cells(table)
+        ordering = _reorder(cells, method=method, dependencies=dependencies, seed=seed)
+        if capacity is not None:
+            ordering = _with_capacity(cells, ordering, capacity)
     return replace(ordering, stats=replace(ordering.stats, seconds=time.perf_counter() - started))
 
 
@@ -94,6 +99,18 @@ def _reorder(cells: Cells, *, method: str, dependencies: Sequence[tuple[str, str
         candidates={name: count + repeated for name, count in hits.items()},
     )
     return Ordering(rows, shown_fields, stats)
+
+
+def _with_capacity(cells: Cells, ordering: Ordering, capacity: int) -> Ordering:
+    found = finite_cache_hits(cells, ordering, capacity)
+    stats = replace(
+        ordering.stats,
+        units=found.units_total,
+        hit_units=found.units_hit,
+        rows_too_long=found.rows_too_long,
+        candidates={} if found.rows_too_long else ordering.stats.candidates,  # those counted all rows
+    )
+    return replace(ordering, stats=stats)
 
 
 def _candidates(method: str, known: npt.NDArray[np.bool_], seed: int) -> dict[str, Callable[[Cells], Fields]]:

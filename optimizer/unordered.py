@@ -14,8 +14,9 @@ from .clusters import depths
 from .errors import OptimizerError
 from .grouping import Ints
 from .growth import grow
+from .literals import TEXT
 from .ordering import Ordering
-from .rendering import TEXT, is_list, render_values
+from .rendering import is_list, render_values
 
 SEPARATOR_LENGTH = len(", ")
 
