@@ -37,9 +37,8 @@ def main() -> None:
     if options.real:
         agreement(model, tokenizer, options.real, options.real_rows, options.seed)
         return
-    print(
-        f"{'task':<20} {'short rows':>10} {'long rows':>10}   ({options.rows} and {options.rows // 4} rows each, share right)"
-    )
+    print(f"share of right answers; {options.rows} short and {options.rows // 4} long rows each")
+    print(f"{'task':<20} {'short rows':>10} {'long rows':>10}")
     for task in TASKS:
         short = held_out([task], options.rows, options.seed)
         long = held_out([task], options.rows // 4, options.seed, length=6.0)

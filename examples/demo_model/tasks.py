@@ -11,9 +11,24 @@ from dataclasses import dataclass
 from llmsql.demo.grammar import Grammar, alternatives
 from llmsql.demo.lexicon import COUNTRIES, WORDS, unknown_word
 from llmsql.demo.products import CATEGORIES, GENRES, Product, make_product
-from llmsql.demo.reviews import MOVIE_TOPICS, PRODUCT_TOPICS, SENTIMENTS, Review, make_review
+from llmsql.demo.reviews import MOVIE_TOPICS, PRODUCT_TOPICS, SENTIMENTS, TOPICS, Review, make_review
 
 Fields = list[tuple[str, object]]
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the generator knows about an example, for the auxiliary losses of training; never shown to the model."""
+
+    asked: str  #: one of ASKED
+    evidence: str  #: name of the field that decides the answer
+    text: str | None  #: name of the review's field
+    description: str | None
+    sentiment: str | None
+    topics: tuple[str, ...]
+    sentences: tuple[tuple[int, str | None, str | None], ...]  #: as in Review
+    category: str
+    suitable_for_children: bool
 
 
 @dataclass(frozen=True)
@@ -25,13 +40,18 @@ class Example:
     choices: tuple[str, ...] | None
     fields: tuple[tuple[str, object], ...]
     answer: str
+    notes: Notes | None = None
+
+    @property
+    def head(self) -> str:
+        """The question and the choices, up to the fields."""
+        choices = f"Answer with exactly one of: {', '.join(map(quoted, self.choices))}\n" if self.choices else ""
+        return f"Question: {self.question}\n{choices}Data:\n{{\n"
 
     @property
     def content(self) -> str:
         """The user's message, in the frame that llmsql prompts with."""
-        choices = f"Answer with exactly one of: {', '.join(map(quoted, self.choices))}\n" if self.choices else ""
-        cells = "".join(cell(name, value) for name, value in self.fields)
-        return f"Question: {self.question}\n{choices}Data:\n{{\n{cells}}}"
+        return self.head + "".join(cell(name, value) for name, value in self.fields) + "}"
 
 
 TASKS = (
@@ -43,6 +63,11 @@ TASKS = (
     "label: topic",
     "label: category",
     "copy: value",
+)
+#: What a question can ask for.
+ASKED = (
+    *("positive", "negative", "children", "adults", "sentiment", "topic", "category", "copy"),
+    *(f"mentions {topic}" for topic in TOPICS),
 )
 
 
@@ -407,6 +432,25 @@ def _shown(rng: random.Random, fields: dict[str, tuple[str, object]]) -> tuple[t
     return tuple(shown)
 
 
+def _notes(
+    asked: str, evidence: str, fields: dict[str, tuple[str, object]], product: Product, review: Review | None
+) -> Notes:
+    def name(kind: str) -> str | None:
+        return fields[kind][0] if kind in fields else None
+
+    return Notes(
+        asked=asked,
+        evidence=name(evidence) or name("title") or "",
+        text=name("text"),
+        description=name("description"),
+        sentiment=review.sentiment if review else None,
+        topics=review.topics if review else (),
+        sentences=review.sentences if review else (),
+        category=product.category,
+        suitable_for_children=product.suitable_for_children,
+    )
+
+
 def _opinion_row(
     rng: random.Random, length: float, sentiment: str, topics: tuple[str, ...] | None = None
 ) -> tuple[Product, Review]:
@@ -419,12 +463,12 @@ def _opinion_row(
 
 def _opinion_fields(
     rng: random.Random, product: Product, review: Review, length: float
-) -> tuple[tuple[str, object], ...]:
+) -> dict[str, tuple[str, object]]:
     never = tuple(kind for kind, keep in (("rating", 0.5), ("headline", 0.6)) if rng.random() > keep)
     fields = _fields(rng, product, review, ("text",), never=never, extra=length)
     if rng.random() < 0.04:
         fields["text"] = (_new_name(rng) + "_", fields["text"][1])
-    return _shown(rng, fields)
+    return fields
 
 
 def _positive(rng: random.Random, task: str, length: float) -> Example:
@@ -432,7 +476,9 @@ def _positive(rng: random.Random, task: str, length: float) -> Example:
     sentiment = rng.choice(SENTIMENTS[:2])
     product, review = _opinion_row(rng, length, sentiment)
     question = _ask(rng, asked)
-    return Example(task, question, _YES, _opinion_fields(rng, product, review, length), _YES[sentiment != asked])
+    fields = _opinion_fields(rng, product, review, length)
+    notes = _notes(asked, "text", fields, product, review)
+    return Example(task, question, _YES, _shown(rng, fields), _YES[sentiment != asked], notes)
 
 
 def _mentions(rng: random.Random, task: str, length: float) -> Example:
@@ -452,7 +498,9 @@ def _mentions(rng: random.Random, task: str, length: float) -> Example:
     ):
         return _mentions(rng, task, length)
     question = _ask(rng, "mentions", aspect=rng.choice(alternatives(_ASPECT_NAMES[asked])))
-    return Example(task, question, _YES, _opinion_fields(rng, product, review, length), _YES[not yes])
+    fields = _opinion_fields(rng, product, review, length)
+    notes = _notes(f"mentions {asked}", "text", fields, product, review)
+    return Example(task, question, _YES, _shown(rng, fields), _YES[not yes], notes)
 
 
 def _children(rng: random.Random, task: str, length: float) -> Example:
@@ -460,8 +508,10 @@ def _children(rng: random.Random, task: str, length: float) -> Example:
     review = _review(rng, product, length, rng.choice(SENTIMENTS[:2]), ()) if rng.random() < 0.6 else None
     fields = _fields(rng, product, review, ("description",), extra=length)
     inverted = rng.random() < 0.12
-    question = _ask(rng, "adults" if inverted else "children")
-    return Example(task, question, _YES, _shown(rng, fields), _YES[product.suitable_for_children == inverted])
+    asked = "adults" if inverted else "children"
+    notes = _notes(asked, "description", fields, product, review)
+    answer = _YES[product.suitable_for_children == inverted]
+    return Example(task, _ask(rng, asked), _YES, _shown(rng, fields), answer, notes)
 
 
 def _written(rng: random.Random, labels: list[str]) -> tuple[str, ...]:
@@ -474,13 +524,19 @@ def _written(rng: random.Random, labels: list[str]) -> tuple[str, ...]:
 
 
 def _choose(
-    rng: random.Random, task: str, question: str, labels: list[str], right: str, fields: tuple[tuple[str, object], ...]
+    rng: random.Random,
+    task: str,
+    question: str,
+    labels: list[str],
+    right: str,
+    fields: dict[str, tuple[str, object]],
+    notes: Notes,
 ) -> Example:
     shuffled = labels[:]
     rng.shuffle(shuffled)
     place = shuffled.index(right)
     choices = _written(rng, shuffled)
-    return Example(task, question, choices, fields, choices[place])
+    return Example(task, question, choices, _shown(rng, fields), choices[place], notes)
 
 
 _SENTIMENT_LABELS = [("positive", "negative", "neutral")] * 6 + [
@@ -499,7 +555,9 @@ def _sentiment(rng: random.Random, task: str, length: float) -> Example:
     names = rng.choice(_SENTIMENT_LABELS)
     labels = list(names) if sentiment == "neutral" or rng.random() < 0.45 else list(names[:2])
     right = names[SENTIMENTS.index(sentiment)]
-    return _choose(rng, task, _ask(rng, "sentiment"), labels, right, _opinion_fields(rng, product, review, length))
+    fields = _opinion_fields(rng, product, review, length)
+    notes = _notes("sentiment", "text", fields, product, review)
+    return _choose(rng, task, _ask(rng, "sentiment"), labels, right, fields, notes)
 
 
 def _topic(rng: random.Random, task: str, length: float) -> Example:
@@ -508,12 +566,15 @@ def _topic(rng: random.Random, task: str, length: float) -> Example:
     topic = rng.choice(available)
     sentiment = rng.choice(SENTIMENTS)
     review = _review(rng, product, length, sentiment, (topic,))
-    others = rng.sample([name for name in available if name != topic], rng.choice((1, 2, 3, 3, 4, 5)))
+    if rng.random() < 0.4:
+        available = list(TOPICS)
+    count = min(len(available) - 1, rng.choice((1, 2, 3, 3, 4, 5, 7)))
+    others = rng.sample([name for name in available if name != topic], count)
     names = {name: rng.choice(alternatives(_LABEL_NAMES[name])) for name in (topic, *others)}
     question = _ask(rng, rng.choice(("topic", "topic", f"topic_{sentiment}")) if sentiment != "neutral" else "topic")
-    return _choose(
-        rng, task, question, list(names.values()), names[topic], _opinion_fields(rng, product, review, length)
-    )
+    fields = _opinion_fields(rng, product, review, length)
+    notes = _notes("topic", "text", fields, product, review)
+    return _choose(rng, task, question, list(names.values()), names[topic], fields, notes)
 
 
 def _category_choice(rng: random.Random, task: str, length: float) -> Example:
@@ -525,7 +586,8 @@ def _category_choice(rng: random.Random, task: str, length: float) -> Example:
     names = list(GENRES if product.kind == "movie" else CATEGORIES)
     others = rng.sample([name for name in names if name != product.category], rng.choice((1, 2, 3, 4, 5)))
     question = _ask(rng, "genre" if product.kind == "movie" else "category")
-    return _choose(rng, task, question, [product.category, *others], product.category, _shown(rng, fields))
+    notes = _notes("category", "description", fields, product, review)
+    return _choose(rng, task, question, [product.category, *others], product.category, fields, notes)
 
 
 _COPIED = {
@@ -554,7 +616,8 @@ def _copy(rng: random.Random, task: str, length: float) -> Example:
     else:
         kind = "film" if wanted == "title" and product.kind == "movie" else wanted
         question = _ask(rng, "copy", name=rng.choice(_COPIED[kind]))
-    return Example(task, question, None, _shown(rng, fields), value if isinstance(value, str) else json.dumps(value))
+    answer = value if isinstance(value, str) else json.dumps(value)
+    return Example(task, question, None, _shown(rng, fields), answer, _notes("copy", wanted, fields, product, review))
 
 
 _MAKERS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import accumulate
 
 import pyarrow as pa
 
@@ -27,6 +28,7 @@ class Review:
     rating: int  #: 1 to 5 stars
     sentiment: str  #: one of SENTIMENTS
     topics: tuple[str, ...]  #: the aspects spoken about, the main one first; empty for a purely general review
+    sentences: tuple[tuple[int, str | None, str | None], ...]  #: each one's end in the text, its sentiment, its aspect
 
 
 def reviews_table(rows: int, seed: int = 0) -> pa.Table:
@@ -74,49 +76,59 @@ def make_review(
     noun = "movie" if product is not None and product.kind == "movie" else "product"
     given = {"noun": rng.choice((noun, "film" if noun == "movie" else "item"))} if rng.random() < 0.3 else None
     count = sentences if sentences is not None else rng.choice((1, 1, 2, 2, 3, 3, 4, 5, 7))
-    body = [
-        _ASPECTS[topic].expand(rng, sentiment if place == 0 else rng.choice((sentiment, "neutral")))
-        for place, topic in enumerate(topics)
-    ]
+    body = []
+    for place, topic in enumerate(topics):
+        opinion = sentiment if place == 0 else rng.choice((sentiment, "neutral"))
+        body.append((_ASPECTS[topic].expand(rng, opinion), opinion, topic))
     if not topics or (sentiment == "neutral" and len(body) < count):
-        body.append(_GENERAL.expand(rng, sentiment, given))
+        body.append((_GENERAL.expand(rng, sentiment, given), sentiment, None))
     while len(body) < count:
         if rng.random() < 0.45:
-            body.append(_GENERAL.expand(rng, "context", given))
+            body.append((_GENERAL.expand(rng, "context", given), None, None))
         elif topics and rng.random() < 0.4:
-            body.append(_ASPECTS[topics[0]].expand(rng, sentiment))
+            body.append((_ASPECTS[topics[0]].expand(rng, sentiment), sentiment, topics[0]))
         else:
-            body.append(_GENERAL.expand(rng, sentiment, given))
+            body.append((_GENERAL.expand(rng, sentiment, given), sentiment, None))
     rng.shuffle(body)
     ratings = {"positive": (4, 5, 5, 5), "negative": (1, 1, 2), "neutral": (3,)}
     headline = _GENERAL.expand(rng, rng.choice((sentiment, "stars_" + sentiment, "context")))
+    typed = _as_typed(rng, [text for text, _, _ in body])
+    ends = list(accumulate(map(len, typed)))[::2]
     return Review(
-        text=_as_typed(rng, body),
-        headline=_as_typed(rng, [headline]).rstrip("."),
+        text="".join(typed),
+        headline="".join(_as_typed(rng, [headline])).rstrip("."),
         rating=rng.choice(ratings[sentiment]),
         sentiment=sentiment,
         topics=topics,
+        sentences=tuple((end, opinion, topic) for end, (_, opinion, topic) in zip(ends, body)),
     )
 
 
-def _as_typed(rng: random.Random, sentences: list[str]) -> str:
-    """The sentences as hasty people type them: shouting, no capitals, no full stops, many exclamation marks."""
+def _as_typed(rng: random.Random, sentences: list[str]) -> list[str]:
+    """Sentences and what stands between them, as hasty people type: shouting, no capitals, no full stops."""
     style = rng.random()
     if style < 0.08:
         sentences = [sentence.rstrip(".!") + "!" * rng.choice((1, 1, 2, 3)) for sentence in sentences]
-    text = " ".join(sentence[:1].upper() + sentence[1:] for sentence in sentences)
-    text = with_articles(text)
+    sentences = [with_articles(sentence[:1].upper() + sentence[1:]) for sentence in sentences]
+    between = None
     if 0.08 < style < 0.12:
-        text = text.upper()
+        sentences = [sentence.upper() for sentence in sentences]
     elif 0.12 < style < 0.25:
-        text = text.lower()
+        sentences = [sentence.lower() for sentence in sentences]
     elif 0.25 < style < 0.3:
-        text = text.replace(". ", rng.choice((", ", " ", "... ", "  ", " - ", " and ")))
+        between = rng.choice((", ", " ", "... ", "  ", " - ", " and "))
     if rng.random() < 0.15:
-        text = text.rstrip(".")
+        sentences[-1] = sentences[-1].rstrip(".")
     if rng.random() < 0.1:
-        text = text.replace("'", rng.choice(("", "’")))
-    return text
+        quote = rng.choice(("", "’"))
+        sentences = [sentence.replace("'", quote) for sentence in sentences]
+    typed = []
+    for place, sentence in enumerate(sentences):
+        if between and place + 1 < len(sentences) and sentence.endswith("."):
+            typed += [sentence[:-1], between]
+        else:
+            typed += [sentence, " "]
+    return typed[:-1]
 
 
 _NAMED: dict[str, Rule] = {**WORDS, "unknown": unknown_word}
