@@ -76,7 +76,7 @@ def make_review(
     noun = "movie" if product is not None and product.kind == "movie" else "product"
     given = {"noun": rng.choice((noun, "film" if noun == "movie" else "item"))} if rng.random() < 0.3 else None
     count = sentences if sentences is not None else rng.choice((1, 1, 2, 2, 3, 3, 4, 5, 7))
-    body = []
+    body: list[tuple[str, str | None, str | None]] = []
     for place, topic in enumerate(topics):
         opinion = sentiment if place == 0 else rng.choice((sentiment, "neutral"))
         body.append((_ASPECTS[topic].expand(rng, opinion), opinion, topic))
