@@ -13,11 +13,13 @@ from .grouping import Ints
 from .heads import head_columns
 from .ophr import ophr_fields
 from .prefix_tree import depth_first, prompt_sequences
+from .relocation import relocate_rows
 
 EXACT_ROWS = 8
 PART_ROWS = 125_000
 RESTART_CELLS = 20_000
 MAX_RESTARTS = 8
+RELOCATION_CELLS = 300_000
 
 
 def tree_fields(cells: Cells, dependencies: npt.NDArray[np.bool_] | None = None, seed: int = 0) -> Fields:
@@ -61,10 +63,19 @@ def _merged(lengths: Ints, dependencies: npt.NDArray[np.bool_]) -> npt.NDArray[n
 
 def _cluster(ids: Ints, lengths: Ints, weights: npt.NDArray[np.float64]) -> tuple[Clusters, Ints]:
     """Clusters and what each has in common, [clusters, columns]; `weights` [rows, columns] is the worth of cells."""
-    clusters = grow_clusters(ids, weights)
+    clusters = _settled(grow_clusters(ids, weights), ids, lengths)
+    common = common_cells(clusters, ids)
+    if ids.size <= RELOCATION_CELLS:
+        moved = _settled(relocate_rows(clusters, common, ids, lengths), ids, lengths)
+        moved_common = common_cells(moved, ids)
+        if saved_length(moved, lengths[moved_common]) > saved_length(clusters, lengths[common]):
+            return moved, moved_common
+    return clusters, common
+
+
+def _settled(clusters: Clusters, ids: Ints, lengths: Ints) -> Clusters:
     clusters = without_redundant(clusters, common_cells(clusters, ids))
-    clusters = regroup(clusters, ids, lengths.astype(np.float64))
-    return clusters, common_cells(clusters, ids)
+    return regroup(clusters, ids, lengths.astype(np.float64))
 
 
 def _fields(clusters: Clusters, common: Ints, heads: Ints) -> Fields:

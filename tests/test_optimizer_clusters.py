@@ -17,6 +17,7 @@ from llmsql.optimizer.clusters import (
     saved_length,
     without_redundant,
 )
+from llmsql.optimizer.relocation import relocate_rows
 
 MATRICES = st.tuples(st.integers(1, 12), st.integers(1, 4)).flatmap(
     lambda shape: st.lists(
@@ -66,6 +67,41 @@ def test_leaving_out_and_regrouping_never_lose(matrix: list[list[int]]) -> None:
     assert savings(lean, ids) == before
     regrouped = regroup(lean, ids, lengths)
     assert savings(regrouped, ids) >= before
+
+
+@given(MATRICES)
+@settings(deadline=None)
+def test_relocation_keeps_clusters_filled_and_rows_where_all_is_shared(matrix: list[list[int]]) -> None:
+    ids = as_ids(matrix)
+    lengths = np.arange(ids.max() + 1)
+    clusters = grow_clusters(ids, lengths[ids])
+    before = common_cells(clusters, ids)
+    moved = relocate_rows(clusters, before, ids, lengths)
+    assert all(rows_of(moved))
+    assert moved.parents[0] == -1
+    assert (moved.parents[1:] >= 0).all()
+    # where rows go, they hold all that the rows there had in common; so nothing that was shared there is lost
+    after = common_cells(moved, ids)
+    assert lengths[after][moved.rows].sum(axis=1).min() >= 0
+    if moved.num_clusters == clusters.num_clusters:
+        assert (lengths[after].sum(axis=1) >= lengths[before].sum(axis=1)).all()
+
+
+def test_a_row_moves_to_the_cluster_it_shares_most_with() -> None:
+    # rows 0 and 1 stand together by one short cell, but row 1 has all that rows 2 and 3 share
+    ids = np.array([[1, 10, 20], [1, 11, 21], [2, 11, 21], [3, 11, 21], [4, 12, 22]])
+    lengths = np.ones(23, dtype=np.int64)
+    lengths[0] = 0
+    clusters = Clusters(np.array([-1, 0, 0]), np.array([1, 1, 2, 2, 0]))
+    moved = relocate_rows(clusters, common_cells(clusters, ids), ids, lengths)
+    assert rows_of(moved) == [[0, 1, 2, 3, 4], [0], [1, 2, 3]]
+    # and a row that shares only a part goes beside, for regrouping to find
+    ids[1] = [1, 11, 23]
+    lengths = np.concatenate([lengths, [1]])
+    lengths[11] = 5
+    moved = relocate_rows(clusters, common_cells(clusters, ids), ids, lengths)
+    assert rows_of(moved) == [[0, 1, 2, 3, 4], [0], [2, 3]]
+    assert 11 in common_cells(regroup(moved, ids, lengths), ids)[3:]
 
 
 def test_what_groups_have_in_common_comes_before_them() -> None:
