@@ -10,6 +10,10 @@ measured in the same run; a ratio is to the nearest line above that is marked 1.
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the engine has it where it is imported before torch
+
 import argparse
 import platform
 import statistics

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .cpu_threads import let_idle_threads_sleep
+
 if TYPE_CHECKING:
     from .engine import Engine
     from .errors import EngineError, MemoryBudgetError, ModelError, RequestError
@@ -43,6 +45,7 @@ _MODULE_OF = {
 def __getattr__(name: str) -> object:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    let_idle_threads_sleep()
     return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
 
 
