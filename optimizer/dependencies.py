@@ -50,8 +50,16 @@ def given_dependencies(names: Sequence[str], pairs: Sequence[tuple[str, str]]) -
 
 def equivalent_columns(dependencies: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """For each column the first of those that determine it and that it determines, int64 [columns]."""
-    first: npt.NDArray[np.int64] = (dependencies & dependencies.T).argmax(axis=1)
-    return first
+    mutual = dependencies & dependencies.T
+    return np.array([np.flatnonzero(row)[0] for row in mutual], dtype=np.int64)
+
+
+def equivalent_names(cells: Cells, dependencies: npt.NDArray[np.bool_]) -> tuple[tuple[str, ...], ...]:
+    """The groups of two or more columns that determine each other, by name, but not keys that differ in every row."""
+    first = equivalent_columns(dependencies)
+    groups = [np.flatnonzero(first == column).tolist() for column in np.unique(first)]
+    repeated = [group for group in groups if len(group) > 1 and len(cells.texts[group[0]]) < cells.num_rows]
+    return tuple(tuple(cells.names[column] for column in group) for group in repeated)
 
 
 def _representatives(codes: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], int]:

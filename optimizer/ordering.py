@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+MAX_LISTED = 10
+
 
 @dataclass(frozen=True)
 class OrderingStats:
@@ -22,6 +24,7 @@ class OrderingStats:
     hit_units: int  # of them found as a prefix of an earlier prompt, whole cells, unbounded cache
     unit: str
     seconds: float  # encoding included where a table was given
+    equivalent: tuple[tuple[str, ...], ...] = ()  # columns that determine each other, chosen as one by ggr and tree
     candidates: Mapping[str, int] = field(default_factory=dict)  # hit units of every method scored, unbounded cache
     rows_too_long: int = 0  # left out of the figures, as they exceed the capacity that was given
 
@@ -49,6 +52,7 @@ class Ordering:
             f"{stats.unit} {stats.units:,} -> computed {stats.units - stats.hit_units:,}",
             f"predicted prefix hit rate {stats.hit_rate:.1%} (method {stats.chosen}, {stats.seconds:.2f} s)",
         ]
+        lines += [f"chosen as one: {' = '.join(names)}" for names in stats.equivalent[:MAX_LISTED]]
         if stats.rows_too_long:
             lines.append(f"{stats.rows_too_long:,} rows exceed the capacity by themselves and are not counted")
         for name, hits in stats.candidates.items():

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from .cells import Cells, as_cells
 from .deduplication import Deduplication, deduplicate
-from .dependencies import find_dependencies, given_dependencies
+from .dependencies import equivalent_names, find_dependencies, given_dependencies
 from .errors import OptimizerError
 from .finite_cache import finite_cache_hits
 from .fixed import Fields, fixed_fields, given_fields
@@ -68,10 +68,12 @@ def reorder(
 def _reorder(cells: Cells, *, method: str, dependencies: Sequence[tuple[str, str]] | None, seed: int) -> Ordering:
     duplicates = deduplicate(cells)
     distinct = cells.select_rows(duplicates.first)
-    if dependencies is None:
+    if dependencies is not None:
+        known = given_dependencies(cells.names, dependencies)
+    elif method in ("auto", "ggr", "tree"):
         known = find_dependencies(distinct)
     else:
-        known = given_dependencies(cells.names, dependencies)
+        known = np.eye(cells.num_columns, dtype=bool)
     candidates = _candidates(method, known, seed)
     hits: dict[str, int] = {}
     best: tuple[int, str, Fields, Ints] | None = None
@@ -96,6 +98,7 @@ def _reorder(cells: Cells, *, method: str, dependencies: Sequence[tuple[str, str
         hit_units=hits[chosen] + repeated,
         unit=cells.unit,
         seconds=0.0,
+        equivalent=equivalent_names(distinct, known),
         candidates={name: count + repeated for name, count in hits.items()},
     )
     return Ordering(rows, shown_fields, stats)
