@@ -27,7 +27,7 @@ def head_columns(cells: Cells, clusters: Clusters, common: Ints) -> Ints:
         children = np.flatnonzero((codes >= 0) & (codes < num_texts) & (common[parents, column] == 0))
         if len(children) < 2:
             continue
-        rank, shared = _text_order(cells.texts[column])
+        rank, shared = _text_order(cells.texts[column], np.bincount(codes[children], minlength=num_texts) > 0)
         ranked, homes = rank[codes[children]], parents[children]
         order = np.argsort(homes * num_texts + ranked, kind="stable")
         ranked, homes = ranked[order], homes[order]
@@ -59,9 +59,11 @@ class _RangeMinimum:
         return minima
 
 
-def _text_order(texts: pa.Array) -> tuple[npt.NDArray[np.int64], _RangeMinimum]:
-    """Rank of each text in sorted order, and the prefixes that neighbours in that order share."""
-    order = pc.sort_indices(texts).to_numpy().astype(np.int64)
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    return rank, _RangeMinimum(common_prefix_characters(texts, order[:-1], order[1:]))
+def _text_order(texts: pa.Array, used: npt.NDArray[np.bool_]) -> tuple[Ints, _RangeMinimum]:
+    """Rank of each used text among those in sorted order, and the prefixes that neighbours in that order share."""
+    numbers = np.flatnonzero(used)
+    chosen = texts.take(pa.array(numbers))
+    order = pc.sort_indices(chosen).to_numpy().astype(np.int64)
+    rank = np.zeros(len(texts), dtype=np.int64)
+    rank[numbers[order]] = np.arange(len(order))
+    return rank, _RangeMinimum(common_prefix_characters(chosen, order[:-1], order[1:]))
