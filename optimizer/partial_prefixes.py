@@ -7,7 +7,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 Ints = npt.NDArray[np.int64]
-CHUNK = 16
+FIRST_CHUNK = 16  # bytes; most texts differ early
+MAX_BYTES = 1_000_000  # compared at once
 
 
 def common_prefix_characters(texts: pa.Array, left: Ints, right: Ints) -> Ints:
@@ -17,26 +18,25 @@ def common_prefix_characters(texts: pa.Array, left: Ints, right: Ints) -> Ints:
     """
     offsets = np.frombuffer(texts.buffers()[1], dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
     data = texts.buffers()[2]
-    # padded, so that the last text can be read chunk by chunk too
-    content = np.concatenate([np.frombuffer(data if data is not None else b"", np.uint8), np.zeros(CHUNK, np.uint8)])
+    content = np.frombuffer(data if data is not None and data.size else b"\0", np.uint8)
     limit = np.minimum(offsets[left + 1] - offsets[left], offsets[right + 1] - offsets[right])
     characters = np.zeros(len(left), dtype=np.int64)
     active = np.flatnonzero(limit > 0)
-    place = np.arange(CHUNK)
-    done = 0
+    done, chunk = 0, FIRST_CHUNK
     while len(active):
-        first = content[offsets[left[active], None] + done + place]
-        second = content[offsets[right[active], None] + done + place]
-        inside = done + place < limit[active, None]
-        equal = np.logical_and.accumulate((first == second) & inside, axis=1)
+        place = done + np.arange(chunk)
+        first = content[np.minimum(offsets[left[active], None] + place, len(content) - 1)]
+        second = content[np.minimum(offsets[right[active], None] + place, len(content) - 1)]
+        equal = np.logical_and.accumulate((first == second) & (place < limit[active, None]), axis=1)
         characters[active] += (equal & ((first & 0xC0) != 0x80)).sum(axis=1)
         length = equal.sum(axis=1)
-        stopped = length < CHUNK
+        stopped = length < chunk
         # a character whose first bytes agree and whose last do not is not shared
         cut = stopped & (done + length < limit[active])
-        rest = content[offsets[left[active]] + done + np.minimum(length, CHUNK - 1)]
+        rest = np.take_along_axis(first, np.minimum(length, chunk - 1)[:, None], axis=1)[:, 0]
         characters[active[cut & ((rest & 0xC0) == 0x80)]] -= 1
         active = active[~stopped]
-        done += CHUNK
+        done += chunk
         active = active[limit[active] > done]
+        chunk = max(FIRST_CHUNK, min(2 * chunk, MAX_BYTES // max(len(active), 1)))
     return characters

@@ -49,7 +49,7 @@ def reorder_lists(
             order = shared_order(items, homes)
             moved = _moved(fields, column, depth)
             sequences = _item_sequences(cells, moved, column, arranged_ids(items, order))
-            hits = _hit_units(sequences, np.concatenate([cells.id_lengths, items.lengths[1:]]))
+            hits = _hit_units(sequences, np.concatenate([cells.id_lengths, items.lengths[1:], [0]]))
             if hits > best.hit_units:
                 best = _Candidate(name, hits, moved, sequences, {**orders, column: order})
     if best.name == base.stats.chosen:
@@ -93,7 +93,14 @@ def _moved(fields: Ints, column: int, depth: Ints) -> Ints:
 
 
 def _item_sequences(cells: Cells, fields: Ints, column: int, item_ids: Ints) -> Ints:
-    """Cell ids in prompt order with the items of one list in place of its cell, 0 at the end of shorter rows."""
+    """Cell ids in prompt order with the items of one list in place of its cell, 0 at the end of shorter rows.
+
+    Items are followed by an id for the end of the list, the one beyond all others; a NULL has no such end.
+    """
+    end = int(item_ids.max(initial=0)) + 1
+    is_list = cells.codes[:, column, None] >= 0
+    item_ids = np.concatenate([item_ids, np.zeros_like(is_list, dtype=np.int64)], axis=1)
+    np.put_along_axis(item_ids, (item_ids > 0).sum(axis=1)[:, None], np.where(is_list, end, 0), axis=1)
     width = item_ids.shape[1]
     ids = np.take_along_axis(cells.ids, fields, axis=1)
     keys = np.tile(np.arange(cells.num_columns) * (width + 1), (len(ids), 1))

@@ -194,6 +194,12 @@ def test_partial_prefixes_are_counted_in_characters_not_bytes() -> None:
     )
 
 
+def test_long_cells_that_begin_alike() -> None:
+    shared = "é" * 1_000_000
+    cells = encode(pa.table({"a": [shared + "ä", shared + "ö", shared]}))
+    assert prefix_hits(cells, reorder(cells)).characters_partial == 2 * len('"a": "' + shared)
+
+
 def test_what_is_wrong_is_said() -> None:
     table = pa.table({"a": [1, 2]})
     with pytest.raises(OptimizerError, match="unknown method 'best'; choose one of auto"):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmsql.optimizer import METHODS, OptimizerError, arrange_items, encode, prefix_hits, render, reorder
@@ -44,7 +44,8 @@ def test_items_change_places_and_nothing_else(rows: list[tuple], method: str) ->
 
 
 @given(st.lists(ROWS, max_size=8))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=300)
+@example([(None, "y", []), ([], "y", []), ([None, None], None, []), ([None] * 3, None, [None])])
 def test_prediction_is_no_more_than_the_characters_shared(rows: list[tuple]) -> None:
     table = make_table(rows)
     ordering = reorder(table, method="tree", unordered=["one", "two"])
