@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DATA := $(or $(LLMSQL_DATA),../shared/data)
 
 .PHONY: help demo test lint format bench fuzz build clean
 
@@ -47,9 +48,12 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	@echo "make: benchmarks; tables go to benchmarks/out"
 	@mkdir -p benchmarks/out
-	@$(BIN)/python benchmarks/reorder.py
-	@$(BIN)/python benchmarks/engine.py
-	@$(BIN)/python benchmarks/query.py
+	@if ls $(DATA)/*.parquet >/dev/null 2>&1; then \
+		$(BIN)/python benchmarks/reorder.py $(DATA)/*.parquet --tokenizer llmsql/demo/model/tokenizer.json | tee benchmarks/out/reorder.md; \
+		$(BIN)/python benchmarks/query.py | tee benchmarks/out/query.md; \
+	else echo "make: no tables in $(DATA): set LLMSQL_DATA; skipping the benchmarks that read them"; fi
+	@$(BIN)/python benchmarks/engine.py | tee benchmarks/out/engine.md
+	@$(BIN)/python benchmarks/gpu.py --dry-run
 
 fuzz: $(INSTALLED)
 	@$(BIN)/python -m pytest -m fuzz

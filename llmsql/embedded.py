@@ -150,7 +150,7 @@ def order(cells: Cells, call: Call, settings: Settings) -> Ordering:
 def _predicted_hit_rate(cells: Cells, ordering: Ordering, head: int, tail: int) -> float:
     """Share of prompt tokens in prefixes that an earlier prompt had: the head after the first row, and shared cells."""
     rows = len(ordering.rows)
-    hits = prefix_hits(cells, ordering)
+    hits = prefix_hits(cells, ordering, partial=False)
     total = hits.units_total + rows * (head + tail)
     return (hits.units_hit + max(rows - 1, 0) * head) / total if total else 0.0
 
