@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .batch import StepBatch, build_batch
 from .blocks import BlockPool
-from .choices import PROMPT, ChoicePlan, best_choice, plan_choices
+from .choices import best_choice
 from .errors import EngineError, ModelError, RequestError
 from .fair_lock import FairLock
+from .intake import Intake
 from .loading import eos_token_ids, load_model, max_context, resolve_device, resolve_dtype
 from .memory import max_logit_rows, num_kv_blocks
 from .model_runner import ModelRunner
+from .readout import NOT_A_NUMBER, next_tokens, score_labels
 from .request import Completion, FinishReason, Request
-from .sampling import draw, greedy, label_log_probs
 from .scheduler import Chunk, Scheduler, Step
 from .sequence import Sequence
 from .stats import EngineStats
+from .stream import Stream, job_of
 from .tokenizer import PromptTokenizer, load_tokenizer
 from .tree import PrefixTree
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _MAX_BATCH_TOKENS = {"cuda": 8192}  # elsewhere 1024: larger steps do not make CPU products faster
@@ -94,8 +91,8 @@ class Engine:
                 raise EngineError(f"{name} must be at least 1, got {value}")
         self._lock = FairLock()
         self._closed = False
-        self._abandoned: deque[_Stream] = deque()
-        self._streams: list[_Stream] = []
+        self._abandoned: deque[Stream] = deque()
+        self._streams: list[Stream] = []
         self.stats = EngineStats()
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device, model)
@@ -122,25 +119,35 @@ class Engine:
             share_in_step=share_in_step,
         )
         self._window = window
-        self._choice_plans: dict[tuple[str | tuple[int, ...], ...], ChoicePlan] = {}
+        self._intake = Intake(
+            vocab_size=self._runner.vocab_size,
+            max_context=self.max_context,
+            eos_token_ids=self.eos_token_ids,
+            tokenizer=lambda: self.tokenizer,
+        )
         self._trust_remote_code = trust_remote_code
         self._tokenizer_source = tokenizer if tokenizer is not None else model
-        self._tokenizer: PromptTokenizer | None = None
+        self._tokenizer: PromptTokenizer | ModelError | None = None
 
     @property
     def tokenizer(self) -> PromptTokenizer:
         """The model's tokenizer, loaded on first use; raises ModelError when the model has none."""
         if self._tokenizer is None:
-            source: Any = self._tokenizer_source
-            if isinstance(source, (str, Path, os.PathLike)):
-                self._tokenizer = load_tokenizer(
-                    source, eos_token_ids=self.eos_token_ids, trust_remote_code=self._trust_remote_code
-                )
-            elif hasattr(source, "apply_chat_template"):
-                self._tokenizer = PromptTokenizer(source, eos_token_ids=self.eos_token_ids)
-            else:
-                raise ModelError("a model object comes without a tokenizer: give Engine(model, tokenizer=...)")
+            try:
+                self._tokenizer = self._load_tokenizer()
+            except ModelError as problem:
+                self._tokenizer = problem  # asked for again by every completion
+        if isinstance(self._tokenizer, ModelError):
+            raise ModelError(str(self._tokenizer))
         return self._tokenizer
+
+    def _load_tokenizer(self) -> PromptTokenizer:
+        source: Any = self._tokenizer_source
+        if isinstance(source, (str, os.PathLike)):
+            return load_tokenizer(source, eos_token_ids=self.eos_token_ids, trust_remote_code=self._trust_remote_code)
+        if hasattr(source, "apply_chat_template"):
+            return PromptTokenizer(source, eos_token_ids=self.eos_token_ids)
+        raise ModelError("a model object comes without a tokenizer: give Engine(model, tokenizer=...)")
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Answer the requests, yielding each completion as soon as it is finished.
@@ -150,7 +157,7 @@ class Engine:
         engine is closed.
         """
         self._check_open()
-        return self._generate(_Stream(iter(requests)))
+        return self._generate(Stream(iter(requests)))
 
     def check(self) -> None:
         """Assert the invariants of the tree, the KV blocks and the scheduler."""
@@ -178,7 +185,7 @@ class Engine:
 
     # The loop: refill, step, yield; a step is schedule, run, commit, read.
 
-    def _generate(self, stream: _Stream) -> Iterator[Completion]:
+    def _generate(self, stream: Stream) -> Iterator[Completion]:
         try:
             while True:
                 arrived = stream.read(self._window)  # outside the lock: the input may be another generate()
@@ -210,10 +217,8 @@ class Engine:
         scheduled = time.perf_counter()
         try:
             logits = self._runner.forward(batch)
-        except (
-            RuntimeError,
-            ValueError,
-        ) as problem:  # nothing is committed: other callers' requests are scheduled again
+        except (RuntimeError, ValueError) as problem:
+            # Nothing is committed: the requests of other callers are scheduled again.
             raise EngineError(f"the model failed in a step of {step.num_tokens} tokens: {problem}") from problem
         ran = time.perf_counter()
         try:
@@ -232,45 +237,15 @@ class Engine:
 
     def _read(self, batch: StepBatch, logits: torch.Tensor, prefilled: list[Sequence]) -> None:
         """Turn the step's logits into tokens and scores, and finish the requests that are done."""
-        writers: list[tuple[Sequence, int]] = []  # sequence, logit row
-        scored: list[tuple[_Job, int, int, int]] = []  # job, label index, logit row, token id
-        for chunk, first_row in batch.readers:
-            for sequence in chunk.sequences:
-                if sequence.scores_only:
-                    scored.extend(_label_terms(sequence, chunk, first_row))
-                else:
-                    writers.append((sequence, first_row))
-        if scored:
-            values = label_log_probs(logits, [row for _, _, row, _ in scored], [token for *_, token in scored])
-            for (job, label, _, _), value in zip(scored, values.tolist()):
-                job.scores[label] += value
+        score_labels(batch, logits)
         for sequence in prefilled:
             if sequence.scores_only:
                 self._finish_choice(sequence)
-        if writers:
-            self._append_tokens(writers, logits)
-
-    def _append_tokens(self, writers: list[tuple[Sequence, int]], logits: torch.Tensor) -> None:
-        tokens, usable = greedy(logits)
-        drawn = {sequence: row for sequence, row in writers if _job(sequence).request.temperature > 0 and usable[row]}
-        drawn_tokens: dict[Sequence, int] = {}
-        if drawn:
-            jobs = [_job(sequence) for sequence in drawn]
-            index = torch.tensor(list(drawn.values()), device=logits.device)
-            ids = draw(
-                logits[index],
-                [job.request.temperature for job in jobs],
-                [job.seed for job in jobs],
-                [len(job.output) for job in jobs],
-            )
-            drawn_tokens = dict(zip(drawn, ids.tolist()))
-        greedy_tokens, usable_rows = tokens.tolist(), usable.tolist()
-        for sequence, row in writers:
-            if not usable_rows[row]:
-                self._finish(sequence, "error", error="the model's logits are NaN for this prompt")
+        for sequence, token in next_tokens(batch, logits):
+            job = job_of(sequence)
+            if token is None:
+                self._finish(sequence, "error", error=NOT_A_NUMBER)
                 continue
-            job = _job(sequence)
-            token = drawn_tokens.get(sequence, greedy_tokens[row])
             job.output.append(token)
             self.stats.output_tokens += 1
             if token in self.eos_token_ids and not job.request.ignore_eos:
@@ -282,11 +257,11 @@ class Engine:
 
     # Requests on their way in and out.
 
-    def _add(self, stream: _Stream, requests: list[Request]) -> None:
+    def _add(self, stream: Stream, requests: list[Request]) -> None:
         for request in requests:
             self.stats.requests += 1
             try:
-                sequence = self._validate(stream, request)
+                sequence = self._intake.sequence(request, stream)
             except RequestError as problem:
                 self.stats.failed_requests += 1
                 stream.finished.append(
@@ -299,88 +274,18 @@ class Engine:
         if requests and stream not in self._streams:
             self._streams.append(stream)
 
-    def _validate(self, stream: _Stream, request: Request) -> Sequence:
-        """The request as a sequence; raises RequestError with the numbers."""
-        if not isinstance(request, Request):
-            raise RequestError(f"expected a Request, got {type(request).__name__}")
-        if request.grammar is not None:
-            raise RequestError("constrained output by grammar is not available yet")
-        if not request.temperature >= 0:
-            raise RequestError(f"temperature must be 0 or more, got {request.temperature}")
-        token_ids = self._token_ids(request)
-        choices = None if request.choices is None else self._choices(request.choices)
-        if choices is not None:
-            max_tokens, longest = 0, max(len(label) for label in choices.labels)
-        elif request.max_tokens < 1:
-            raise RequestError(f"max_tokens must be at least 1, got {request.max_tokens}")
-        else:
-            max_tokens = longest = request.max_tokens
-        if self.max_context is not None and len(token_ids) + longest > self.max_context:
-            what = "max_tokens" if choices is None else "tokens of the longest choice"
-            raise RequestError(
-                f"the prompt has {len(token_ids)} tokens; with {longest} {what} that is {len(token_ids) + longest}, and"
-                f" the model's context holds {self.max_context}: shorten the prompt or the output"
-            )
-        seed = secrets.randbits(63) if request.seed is None else request.seed % 2**63
-        job = _Job(request, stream, seed, choices)
-        if choices is not None:
-            job.scores = np.zeros(len(choices.labels))
-        trie = () if choices is None else choices.trie
-        return Sequence(token_ids, max_tokens, labels=trie, scores_only=choices is not None, payload=job)
-
-    def _token_ids(self, request: Request) -> npt.NDArray[np.int32]:
-        try:
-            token_ids = np.asarray(request.token_ids)
-        except Exception as problem:
-            raise RequestError(f"token_ids cannot be read as an array: {problem}") from problem
-        if token_ids.size == 0:
-            raise RequestError("the prompt has no tokens")
-        if token_ids.ndim != 1 or token_ids.dtype.kind not in "iu":
-            raise RequestError(f"token_ids must be one row of integers, got {token_ids.dtype} {token_ids.shape}")
-        outside = (token_ids < 0) | (token_ids >= self._runner.vocab_size)
-        if outside.any():
-            where = int(outside.argmax())
-            raise RequestError(
-                f"token id {int(token_ids[where])} at index {where} is outside the model's vocabulary of"
-                f" {self._runner.vocab_size}"
-            )
-        return token_ids.astype(np.int32)
-
-    def _choices(self, choices: Iterable[str | Iterable[int]]) -> ChoicePlan:
-        if isinstance(choices, str):
-            raise RequestError(f"choices must be a list, got the single text {choices!r}")
-        given = tuple(choice if isinstance(choice, str) else tuple(map(int, choice)) for choice in choices)
-        plan = self._choice_plans.get(given)
-        if plan is None:
-            try:
-                labels = [self.tokenizer.encode(c).tolist() if isinstance(c, str) else c for c in given]
-            except ModelError as problem:
-                raise RequestError(f"choices given as text need a tokenizer: {problem}") from problem
-            texts = [choice if isinstance(choice, str) else "" for choice in given]
-            plan = plan_choices(labels, texts, end_token=self._end_token_id(), vocab_size=self._runner.vocab_size)
-            if len(self._choice_plans) >= 256:
-                self._choice_plans.clear()
-            self._choice_plans[given] = plan
-        return plan
-
-    def _end_token_id(self) -> int | None:
-        try:
-            return self.tokenizer.end_token_id
-        except ModelError:
-            return self.eos_token_ids[0] if self.eos_token_ids else None
-
     def _finish_choice(self, sequence: Sequence) -> None:
-        job = _job(sequence)
+        job = job_of(sequence)
         assert job.choices is not None
         if np.isnan(job.scores).any():
-            self._finish(sequence, "error", error="the model's logits are NaN for this prompt")
+            self._finish(sequence, "error", error=NOT_A_NUMBER)
             return
         self._finish(sequence, "choice", choice_index=best_choice(job.scores))
 
     def _finish(
         self, sequence: Sequence, reason: FinishReason, *, error: str | None = None, choice_index: int | None = None
     ) -> None:
-        job = _job(sequence)
+        job = job_of(sequence)
         if sequence in job.stream.live:
             del job.stream.live[sequence]
         if not (reason == "error" and not sequence.started):  # rejected ones are not in the tree any more
@@ -408,10 +313,10 @@ class Engine:
         """After an interrupt between commit and read: whoever awaits this step's logits can never go on."""
         for chunk in step.chunks:
             for sequence in chunk.sequences:
-                if sequence in _job(sequence).stream.live:
+                if sequence in job_of(sequence).stream.live:
                     self._finish(sequence, "error", error="the step was interrupted")
 
-    def _abandon(self, stream: _Stream) -> None:
+    def _abandon(self, stream: Stream) -> None:
         """Cancel what is left of a stream; may run at any time, even as a finaliser inside a step."""
         self._abandoned.append(stream)
         while self._abandoned and self._lock.acquire_now():  # otherwise the lock's holder does it, at its next turn
@@ -437,68 +342,3 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise EngineError("the engine is closed")
-
-
-@dataclass(eq=False)
-class _Stream:
-    """One call of `generate`: its input, its requests in the engine, and its completions not yet yielded."""
-
-    requests: Iterator[Request]
-    exhausted: bool = False
-    cut: bool = False  # some of it was cancelled
-    live: dict[Sequence, None] = field(default_factory=dict)
-    finished: deque[Completion] = field(default_factory=deque)
-
-    def read(self, window: int) -> list[Request]:
-        """Fill the window up when it is half empty."""
-        if self.exhausted or len(self.live) > window // 2:
-            return []
-        wanted = window - len(self.live)
-        arrived = list(islice(self.requests, wanted))
-        self.exhausted = len(arrived) < wanted
-        return arrived
-
-    def neglected(self) -> Sequence | None:
-        """The oldest waiting request, if none of this stream runs: other streams must not keep it out for ever."""
-        if any(sequence.started for sequence in self.live):
-            return None
-        return next(iter(self.live), None)
-
-    def drop(self, scheduler: Scheduler) -> None:
-        """Cancel all requests that are left."""
-        self.cut = bool(self.live) or not self.exhausted
-        for sequence in self.live:
-            scheduler.remove(sequence)
-        self.live.clear()
-        self.exhausted = True
-
-
-@dataclass(eq=False)
-class _Job:
-    """The engine's side of a sequence."""
-
-    request: Request
-    stream: _Stream
-    seed: int
-    choices: ChoicePlan | None
-    output: list[int] = field(default_factory=list)
-    scores: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-
-
-def _job(sequence: Sequence) -> _Job:
-    return cast(_Job, sequence.payload)
-
-
-def _label_terms(sequence: Sequence, chunk: Chunk, first_row: int) -> Iterator[tuple[_Job, int, int, int]]:
-    """(job, label, logit row, token) of every log-probability that the chunk's logits give."""
-    job = _job(sequence)
-    assert job.choices is not None
-    terms = job.choices.terms
-    if chunk.node is sequence.leaf:
-        for label, token in terms.get(PROMPT, ()):
-            yield job, label, first_row, token
-        return
-    index = sequence.label_nodes.index(chunk.node)
-    for offset in range(chunk.start, chunk.end):
-        for label, token in terms.get((index, offset), ()):
-            yield job, label, first_row + offset - chunk.start, token
