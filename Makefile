@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA := $(or $(LLMSQL_DATA),../shared/data)
 
+# GNU OpenMP's idle threads spin and would starve whatever else runs on the machine.
+export GOMP_SPINCOUNT ?= 1000
+
 .PHONY: help demo test lint format bench fuzz build clean
 
 help:
