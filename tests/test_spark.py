@@ -295,7 +295,7 @@ class TestErrors:
 
 class TestRequirements:
     def test_llmsql_does_not_import_pyspark(self):
-        code = "import sys, llmsql, llmsql.connect; assert 'pyspark' not in sys.modules"
+        code = "import sys, llmsql, llmsql.connection; assert 'pyspark' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True)
 
     def test_pyspark_missing_or_old(self, monkeypatch):

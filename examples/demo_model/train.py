@@ -46,7 +46,9 @@ def main() -> None:
             # out of time: decay now; these two numbers as --steps and --decay-from repeat the run
             last, decay_from = step + max(1, (step - first) * 3 // 7), step
             print(f"decay from step {decay_from} to {last}", flush=True)
-        rate = min((step - first + 1) / 30, 1.0, max(0.02, (last - step) / (last - decay_from)))
+        rate = min((step - first + 1) / 30, 1.0)
+        if step >= decay_from:
+            rate = min(rate, max(0.02, (last - step) / (last - decay_from)))
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["initial_lr"] * rate
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -17,6 +17,17 @@ from llmsql.demo.reviews import reviews_table
 from llmsql.session import Session
 from llmsql.statistics import QueryStatistics
 
+COST_COLUMNS = (
+    "query",
+    "sharing",
+    "rows",
+    "distinct",
+    "prompt tokens",
+    "computed",
+    "hit rate",
+    "seconds",
+    "faster",
+)
 OFF = {"deduplicate": False, "reorder": False, "prefix_sharing": False, "cascade": False}
 
 
@@ -66,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reviews = reviews_table(options.rows, seed=options.seed)
     console.print(f"{reviews.num_rows:,} generated reviews of generated products; model: {options.model}\n")
     costs = Table(title="What it cost, with the optimisations on and off", title_justify="left")
-    for name in ("query", "optimisations", "rows", "distinct", "prompt tokens", "computed", "hit rate", "seconds"):
-        costs.add_column(name, justify="left" if name in ("query", "optimisations") else "right")
+    for name in COST_COLUMNS:
+        costs.add_column(name, justify="left" if name in COST_COLUMNS[:2] else "right")
     for query in QUERIES:
         console.rule(f"[bold]{query.title}", align="left")
         console.print(query.sql, highlight=False, markup=False)
@@ -75,17 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _show(console, answers)
         console.print(f"right answers: {_accuracy(answers, reviews, query.truth):.1%} of {reviews.num_rows:,}\n")
         off, seconds_off, slow_answers = _run(query, reviews, options.model, OFF)
-        _cost_row(costs, query.title, "on", on, seconds_on)
-        _cost_row(costs, "", "off", off, seconds_off)
         same = sum(a == b for a, b in zip(answers["answer"].to_pylist(), slow_answers["answer"].to_pylist()))
-        costs.add_row(
-            "", f"{seconds_off / seconds_on:.1f} times faster; {same / reviews.num_rows:.1%} of answers equal"
-        )
+        _cost_row(costs, query.title, "on", on, seconds_on, f"{seconds_off / seconds_on:.1f} times")
+        _cost_row(costs, f"{same / reviews.num_rows:.1%} equal", "off", off, seconds_off)
         costs.add_section()
     console.print(costs)
     console.print(
-        "off: every row asked, in the order of the table, nothing shared between prompts. The optimizer may show\n"
-        "fields in another order, and a model may then answer otherwise; reorder := false pins their order."
+        "off: every row asked, in the order of the table, nothing shared between prompts; equal: answers that are the\n"
+        "same in both runs. A model may answer otherwise when fields stand in another order; reorder := false pins it."
     )
     return 0
 
@@ -120,7 +128,11 @@ def _accuracy(answers: pa.Table, reviews: pa.Table, truth: str) -> float:
     return sum(bool(answer == wanted) for answer, wanted in pairs) / max(len(pairs), 1)
 
 
-def _cost_row(costs: Table, title: str, switch: str, statistics: QueryStatistics, seconds: float) -> None:
+def _cost_row(
+    costs: Table, title: str, switch: str, statistics: QueryStatistics, seconds: float, faster: str = ""
+) -> None:
     stage = statistics.stages[0]
     numbers = (stage.rows, stage.distinct, stage.prompt_tokens, stage.computed_tokens)
-    costs.add_row(title, switch, *(f"{number:,}" for number in numbers), f"{stage.hit_rate:.1%}", f"{seconds:.1f}")
+    costs.add_row(
+        title, switch, *(f"{number:,}" for number in numbers), f"{stage.hit_rate:.1%}", f"{seconds:.1f}", faster
+    )
