@@ -92,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         costs.add_section()
     console.print(costs)
     console.print(
-        "off: every row asked, in the order of the table, nothing shared between prompts; equal: answers that are the\n"
-        "same in both runs. A model may answer otherwise when fields stand in another order; reorder := false pins it."
+        "off: every row asked, in any order, nothing shared between prompts; equal: answers that are the same in both\n"
+        "runs. A model may answer otherwise when fields stand in another order; reorder := false pins it."
     )
     return 0
 
