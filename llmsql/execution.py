@@ -79,8 +79,12 @@ class PlanRunner:
         statistics = StageStatistics(call=stage.call_sql, place=stage.place)
         self._statistics.stages.append(statistics)
         asked, answers = f"{stage.name}_asked", f"{stage.name}_values"
+        # Groups come in any order. The optimizer breaks ties by it, so a fixed order makes its choice, and with it the
+        # answers, the same each time.
+        order = f" ORDER BY hash({', '.join(stage.columns)})" if self._settings.reorder else ""
         self.run_with_parameters(
-            f"CREATE TEMP TABLE {asked} AS SELECT row_number() OVER () - 1 AS id, * FROM ({stage.input_sql})"
+            f"CREATE TEMP TABLE {asked} AS SELECT row_number() OVER () - 1 AS id, * "
+            f"FROM (SELECT * FROM ({stage.input_sql}){order})"
         )
         self.scratch.append(("TABLE", asked))
         self._run(f"CREATE TEMP TABLE {answers} (id BIGINT, value {stage.call.sql_type})", {})

@@ -330,6 +330,18 @@ class TestErrors:
 
 
 class TestSwitches:
+    def test_rows_reach_the_model_in_the_same_order_each_time(self):
+        seen: list[list[object]] = []
+        for _ in range(3):
+            asked: list[object] = []
+            with llmsql.connect(model=FakeModel(lambda p, f, o, asked=asked: asked.append(f["n"]) or "x")) as session:
+                session.execute("SET threads = 4")
+                session.execute("CREATE TABLE many AS SELECT range % 5000 AS n FROM range(300000)")
+                session.sql("SELECT count(llm('Say', n)) AS s FROM many")
+            seen.append(asked)
+        assert seen[0] == seen[1] == seen[2]
+        assert sorted(seen[0]) == list(range(5000))
+
     SQL = "SELECT id, llm('Say', x) AS s FROM t WHERE llm_filter('a?', x) OR id > 4"
 
     @pytest.mark.parametrize("switch", ["plan", "deduplicate", "reorder"])
