@@ -124,7 +124,7 @@ class Session:
             tree = parse_statement(query, "duckdb")
             if not has_llm_call(tree):
                 return str(run_with_variables(partial(self._connection.sql, query), variables).explain())
-            return self._plan(tree, name_parameters(params), variables).explain()
+            return self._plan(tree, name_parameters(params), variables, self._in_transaction()).explain()
 
     def cursor(self) -> Session:
         """Another session on the same database and model, for another thread."""
@@ -179,13 +179,15 @@ class Session:
             found.append((text, tree if has_llm_call(tree) else None))
         return found if any(tree is not None for _, tree in found) else [(query, None)]
 
-    def _plan(self, tree: exp.Expression, parameters: dict[str, Any], variables: dict[str, Any]) -> Plan:
+    def _plan(
+        self, tree: exp.Expression, parameters: dict[str, Any], variables: dict[str, Any], in_transaction: bool
+    ) -> Plan:
         run = self._runner(variables)
         catalog = DuckDBCatalog(
             run,
             variables,
             parameters,
-            in_transaction=self._in_transaction(),
+            in_transaction=in_transaction,
             in_place_prefix=self._functions.in_place_prefix,
         )
         return plan_statement(tree, catalog, stage_calls=self.settings.plan)
@@ -219,8 +221,11 @@ class Session:
         own_transaction = False
         try:
             # Planned outside of our own transaction: an attempt to bind that fails would abort it.
-            plan = self._plan(tree, parameters, variables)
-            own_transaction = self._begin()
+            in_transaction = self._in_transaction()
+            plan = self._plan(tree, parameters, variables, in_transaction)
+            if not in_transaction:  # one of our own, so that stages and final statement see the same rows
+                self._connection.execute("BEGIN TRANSACTION")
+                own_transaction = True
             statistics.plan = plan.explain()
             if explained is not None and not explained.group(1):
                 result = self._text_result(statistics.plan)
@@ -246,13 +251,6 @@ class Session:
         """Whether the user has a transaction open: then two statements have the same transaction number."""
         first, second = (self._connection.execute("SELECT txid_current()").fetchall() for _ in range(2))
         return bool(first == second)
-
-    def _begin(self) -> bool:
-        """Open a transaction, so that stages and final statement see the same rows; False inside one of the user's."""
-        if self._in_transaction():
-            return False
-        self._connection.execute("BEGIN TRANSACTION")
-        return True
 
     def _abandon(self, own_transaction: bool, runner: PlanRunner) -> None:
         with contextlib.suppress(duckdb.Error):

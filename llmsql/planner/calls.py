@@ -97,7 +97,7 @@ def _parse_call(
     if name in PLANNED_FUNCTIONS:
         raise CallError(f"{name} is not available in this version of llmsql")
     function = FUNCTIONS[name]
-    positional = [argument for argument in node.expressions if not _is_option(argument)]
+    positional = [argument for argument in node.expressions if not is_option(argument)]
     options = _options(node, name, catalog)
     if len(positional) < function.leading:
         raise CallError(
@@ -114,14 +114,15 @@ def _parse_call(
     return ParsedCall(call, prompt_expression, fields)
 
 
-def _is_option(argument: exp.Expression) -> bool:
+def is_option(argument: exp.Expression) -> bool:
+    """Whether an argument of a call is an option: `name := value` or `name => value`."""
     return isinstance(argument, (exp.PropertyEQ, exp.Kwarg))
 
 
 def _options(node: exp.Anonymous, function: str, catalog: Catalog) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for argument in node.expressions:
-        if not _is_option(argument):
+        if not is_option(argument):
             continue
         name = argument.this.name.lower()
         if name in options:

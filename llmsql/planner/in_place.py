@@ -28,15 +28,12 @@ def leave_what_must_stay(scope: Scope) -> bool:
 
 def _materialise_unstable_sources(scope: Scope) -> str | None:
     """Compute once what would not come out the same twice; a reason when that is not possible."""
-    dialect, ctes = scope.catalog.dialect, scope.planning.ctes
+    ctes = scope.planning.ctes
     for cte in ctes:
         reason = instability(cte.this, scope.catalog, [other for other in ctes if other is not cte])
         if reason is None:
             continue
-        name = scope.catalog.fresh_name("source")
-        query = attach_ctes(exp.select("*").from_(exp.to_table(cte.alias)), ctes)
-        scope.planning.steps.append(Materialise(name, None, query.sql(dialect=dialect), reason))
-        cte.set("this", exp.select("*").from_(exp.to_table(name)))
+        cte.set("this", exp.select("*").from_(_computed_once(scope, exp.to_table(cte.alias), reason)))
     for source, original in zip(sources(scope.select), sources(scope.original)):
         reason = instability(source, scope.catalog, ctes)
         if reason is None:
@@ -44,14 +41,19 @@ def _materialise_unstable_sources(scope: Scope) -> str | None:
         alone = attach_ctes(exp.select("*").from_(original.copy()), visible_ctes(scope.original))
         if len(sources(scope.select)) > 1 and original.find(exp.Query) and not scope.catalog.binds(alone):
             return f"a part of FROM depends on another part and cannot be computed once ({reason})"
-        name = scope.catalog.fresh_name("source")
-        query = attach_ctes(exp.select("*").from_(source.copy()), ctes)
-        scope.planning.steps.append(Materialise(name, None, query.sql(dialect=dialect), reason))
-        table = exp.to_table(name)
+        table = _computed_once(scope, source.copy(), reason)
         if source.alias_or_name:
             table.set("alias", exp.TableAlias(this=exp.to_identifier(source.alias_or_name, quoted=True)))
         source.replace(table)
     return None
+
+
+def _computed_once(scope: Scope, source: exp.Expression, reason: str) -> exp.Table:
+    """Add the step that computes an item of FROM, and the table that the step makes."""
+    name = scope.catalog.fresh_name("source")
+    query = attach_ctes(exp.select("*").from_(source), scope.planning.ctes)
+    scope.planning.steps.append(Materialise(name, None, query.sql(dialect=scope.catalog.dialect), reason))
+    return exp.to_table(name)
 
 
 def _whole_select_reason(scope: Scope) -> str | None:

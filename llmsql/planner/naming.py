@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlglot import exp
 
 from llmsql.functions import FUNCTIONS
-from llmsql.planner.calls import call_text, calls_in
+from llmsql.planner.calls import call_text, calls_in, is_option
 from llmsql.planner.clauses import is_above
 from llmsql.planner.planning import CORRELATED, TEXT
 from llmsql.planner.scope import Scope
@@ -59,6 +59,6 @@ def _name_arguments(scope: Scope, node: exp.Anonymous) -> None:
     parsed = scope.parse(node)
     node.meta[CORRELATED] = not scope.arguments_bind(parsed)
     leading = node.expressions[: FUNCTIONS[parsed.call.function].leading]
-    options = [argument for argument in node.expressions if isinstance(argument, (exp.PropertyEQ, exp.Kwarg))]
+    options = [argument for argument in node.expressions if is_option(argument)]
     fields = [exp.alias_(expression.copy(), name, quoted=True) for name, expression in parsed.fields]
     node.set("expressions", [*leading, *fields, *options])

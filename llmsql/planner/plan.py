@@ -66,11 +66,6 @@ class Plan:
     is_query: bool
     returns_rows: bool = False
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The steps that ask the model."""
-        return tuple(step for step in self.steps if isinstance(step, Stage))
-
     def explain(self) -> str:
         """The plan as text."""
         lines = []

@@ -47,10 +47,9 @@ class Scope:
 
     def star_columns(self, star: exp.Expression) -> list[exp.Column]:
         """The columns that `*` or `t.*` stands for, qualified where a name alone would be ambiguous."""
-        if isinstance(star, exp.Column):
-            found = self.catalog.columns(self.original_source([star.copy()]))
-            return [exp.column(name, table=star.args["table"].copy(), quoted=True) for name, _ in found]
         found = self.catalog.columns(self.original_source([star.copy()]))
+        if isinstance(star, exp.Column):
+            return [exp.column(name, table=star.args["table"].copy(), quoted=True) for name, _ in found]
         if len({name.lower() for name, _ in found}) == len(found):
             return [exp.column(name, quoted=True) for name, _ in found]
         return [

@@ -8,9 +8,9 @@ from sqlglot import exp
 
 from llmsql.errors import CallError, QueryError
 from llmsql.functions import FUNCTIONS
-from llmsql.planner.calls import call_text, is_llm_call, own_calls, parse_call, position
+from llmsql.planner.calls import call_text, is_llm_call, is_option, own_calls, parse_call, position
 from llmsql.planner.catalog import Catalog
-from llmsql.planner.clauses import is_star, visible_ctes
+from llmsql.planner.clauses import is_star, over_sources, visible_ctes
 from llmsql.planner.plan import InPlace, Plan
 from llmsql.planner.planning import IN_PLACE_PREFIX, TAG, Planning, in_place_call, null_calls
 from llmsql.planner.select import plan_select
@@ -83,16 +83,10 @@ def check_binding(statement: exp.Expression, catalog: Catalog, planning: Plannin
 
 def _check_arguments(node: exp.Anonymous, original: exp.Select, catalog: Catalog) -> None:
     """Raise the binding error of a call's own arguments at the call; not one of the sources, which is not its fault."""
-    arguments = [argument.unalias().copy() for argument in _row_arguments(node)]
-    alone = exp.Select(expressions=[exp.Literal.number(1)])
-    for part in ("from_", "joins", "laterals"):
-        alone.set(part, original.copy().args.get(part))
-    ctes = visible_ctes(original)
-    if ctes:
-        alone.set("with_", exp.With(expressions=[cte.copy() for cte in ctes]))
+    alone = over_sources(original, [exp.Literal.number(1)], [], visible_ctes(original))
     if not catalog.binds(alone):
         return
-    alone.set("expressions", arguments)
+    alone.set("expressions", [argument.unalias().copy() for argument in _row_arguments(node)])
     try:
         catalog.columns(null_calls(alone))
     except QueryError as problem:
@@ -101,7 +95,7 @@ def _check_arguments(node: exp.Anonymous, original: exp.Select, catalog: Catalog
 
 
 def _row_arguments(node: exp.Anonymous) -> list[exp.Expression]:
-    return [argument for argument in node.expressions if not isinstance(argument, (exp.PropertyEQ, exp.Kwarg))]
+    return [argument for argument in node.expressions if not is_option(argument)]
 
 
 def _bindable(node: exp.Expression) -> exp.Expression:
