@@ -336,7 +336,7 @@ class Engine:
         for chunk in chunks:
             if chunk.all_logits:
                 self.stats.label_tokens += chunk.length
-            elif not (chunk.sequences and chunk.sequences[0].tail is chunk.node):
+            elif not chunk.generated:
                 self.stats.computed_tokens += chunk.length
 
     def _check_open(self) -> None:

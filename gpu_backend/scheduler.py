@@ -6,6 +6,7 @@ device can be dropped and scheduled again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,7 @@ class Chunk:
     sequences: list[Sequence] = field(default_factory=list)  # who reads the logits
     all_logits: bool = False  # of every token (labels); otherwise of the last one, if anybody reads them
     again: bool = False  # the KV is in the pool already, only the logits are wanted
+    generated: bool = False  # output tokens, not of the prompt or a label
 
     @property
     def end(self) -> int:
@@ -114,15 +116,22 @@ class Scheduler:
             del self._prefilling[sequence]
             self._decoding[sequence] = None
 
-    def append(self, sequence: Sequence, token_id: int) -> None:
-        """Add a generated token, to be run in the next step; the caller finishes the request at `max_tokens`."""
+    def append(self, sequence: Sequence, token_ids: int | Iterable[int]) -> None:
+        """Add output tokens, sampled or forced, to be run in the next steps; logits come after the last of them.
+
+        The caller finishes the request before it reaches `max_tokens`: the last output token is never run.
+        """
         tail = sequence.tail
         assert sequence in self._decoding
         assert tail is not None
         assert tail.num_computed == tail.length
-        tail.tokens[tail.length] = token_id
-        tail.length += 1
-        sequence.num_generated += 1
+        added = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        end = tail.length + len(added)
+        assert added, "a row without new tokens would wait for ever"
+        assert end <= tail.capacity, f"{end} output tokens, room for {tail.capacity}"
+        tail.tokens[tail.length : end] = added
+        tail.length = end
+        sequence.num_generated += len(added)
 
     def remove(self, sequence: Sequence) -> None:
         """Take out a finished or cancelled request, running or waiting, and free what only it needed."""
@@ -210,14 +219,16 @@ class _StepBuilder:
         return Step(list(self.chunks.values()), self.num_tokens, self.num_logits, self.prefilled, rejected)
 
     def add_decode(self, sequence: Sequence) -> bool:
-        """Run the generated tokens that have no KV yet; False if the step is full."""
+        """Run the output tokens that have no KV yet; False if the step is full."""
         tail = sequence.tail
         assert tail is not None
-        length = tail.length - tail.num_computed
-        if self.full or length > self.tokens_left:
+        if self.full:
             return False
+        length = min(tail.length - tail.num_computed, self.tokens_left)
         chunk = self._add(sequence, tail, tail.num_computed, length)
-        self._read_last(chunk, sequence)
+        chunk.generated = True
+        if chunk.end == tail.length:
+            self._read_last(chunk, sequence)
         return True
 
     def add_prompt(self, sequence: Sequence) -> bool:

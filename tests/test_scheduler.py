@@ -42,6 +42,7 @@ class Device:
     """Runs steps: writes prefixes into slots, then checks that every chunk finds its whole path."""
 
     scheduler: Scheduler
+    max_forced: int = 0  # tokens that come along with a sampled one, at most
     slots: dict[int, tuple[int, ...]] = field(default_factory=dict)
     prompt_tokens: int = 0
     label_tokens: int = 0
@@ -60,14 +61,15 @@ class Device:
             return False
         self.rejected.update(step.rejected)
         self._check_limits(step)
+        tails = {sequence.tail for sequence in [*self.scheduler._prefilling, *self.scheduler._decoding]}
         for chunk in step.chunks:
             self._write(chunk.node, chunk.start, chunk.end)
         for chunk in step.chunks:
             self._read(chunk.node, chunk.end)
         self.scheduler.commit(step)
         for chunk in step.chunks:
-            decodes = bool(chunk.sequences) and chunk.node is chunk.sequences[0].tail
-            self.prompt_tokens += 0 if decodes or chunk.all_logits else chunk.length
+            assert chunk.generated == (chunk.node in tails)
+            self.prompt_tokens += 0 if chunk.generated or chunk.all_logits else chunk.length
             self.label_tokens += chunk.length if chunk.all_logits else 0
             for sequence in chunk.sequences:
                 if not sequence.scores_only:
@@ -80,10 +82,14 @@ class Device:
 
     def _append(self, sequence: Sequence) -> None:
         produced = sequence.num_generated + 1
+        forced = (produced + len(sequence.token_ids)) % (self.max_forced + 1)
         if produced == sequence.max_tokens:
             self._finish(sequence)
-        else:
+        elif forced == 0:
             self.scheduler.append(sequence, 100 + produced)
+        else:
+            end = min(produced + forced, sequence.max_tokens - 1)
+            self.scheduler.append(sequence, range(100 + produced, 101 + end))
 
     def _finish(self, sequence: Sequence) -> None:
         assert sequence not in self.finished
@@ -196,12 +202,38 @@ def test_a_dropped_step_can_be_scheduled_again() -> None:
     Device(scheduler).run()
 
 
+def test_forced_tokens_run_together_and_are_read_once() -> None:
+    scheduler = make_scheduler(max_tokens=3)
+    one = request([1, 2], max_tokens=10)
+    scheduler.add(one)
+    Device(scheduler).step()
+    step = scheduler.schedule()
+    assert step is not None
+    scheduler.commit(step)
+    scheduler.append(one, [11, 12, 13, 14])
+    cut = scheduler.schedule()
+    assert cut is not None
+    assert [(chunk.length, chunk.generated, chunk.sequences) for chunk in cut.chunks] == [(3, True, [])]
+    scheduler.commit(cut)
+    rest = scheduler.schedule()
+    assert rest is not None
+    assert [(chunk.length, chunk.generated, chunk.sequences) for chunk in rest.chunks] == [(1, True, [one])]
+    scheduler.check()
+
+
 def test_misuse_is_caught() -> None:
     scheduler = make_scheduler()
-    one = request([1])
+    one = request([1], max_tokens=4)
     scheduler.add(one)
     with pytest.raises(AssertionError):
         scheduler.append(one, 5)
+    step = scheduler.schedule()
+    assert step is not None
+    scheduler.commit(step)
+    with pytest.raises(AssertionError, match="without new tokens"):
+        scheduler.append(one, [])
+    with pytest.raises(AssertionError, match="4 output tokens, room for 3"):
+        scheduler.append(one, [5, 6, 7, 8])
 
 
 PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=1, max_size=14)
@@ -220,7 +252,7 @@ def test_random_batches_with_late_arrivals_and_cancellations(data: st.DataObject
         sharing=data.draw(st.booleans(), label="sharing"),
         share_in_step=data.draw(st.booleans(), label="share_in_step"),
     )
-    device = Device(scheduler)
+    device = Device(scheduler, max_forced=data.draw(st.integers(0, 4), label="max_forced"))
     added: list[Sequence] = []
     cancelled: set[Sequence] = set()
     for prompt in data.draw(PROMPTS, label="prompts"):
