@@ -15,17 +15,25 @@ from llmsql.statistics import StageStatistics
 
 @dataclass(frozen=True)
 class Answer:
-    """The model's answer to one row: its text, or why there is none. `truncated`: cut at `max_tokens`."""
+    """The model's answer to one row: its text, or why there is none.
+
+    `truncated`: cut at `max_tokens`; `cached`: known from an earlier question.
+    """
 
     row: int
     text: str | None
     error: str | None = None
     truncated: bool = False
+    cached: bool = False
 
 
 @runtime_checkable
 class Model(Protocol):
-    """Answers calls. The embedded engine is one; `llmsql.testing.FakeModel` is another."""
+    """Answers calls. The embedded engine is one; `llmsql.testing.FakeModel` is another.
+
+    A model may also have a `fingerprint`, bytes that are equal for models that answer equally, also in another process:
+    then its answers can be kept in the result cache.
+    """
 
     def answer(self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics) -> Iterator[Answer]:
         """Answer `call` for every row of `fields`, in any order, each row exactly once.

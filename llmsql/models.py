@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import threading
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from llmsql.caching_model import CachingModel
 from llmsql.demo import MODEL_FOLDER
 from llmsql.embedded import EmbeddedModel
 from llmsql.errors import ClosedError, ModelError, SettingError
+from llmsql.fingerprint import folder_fingerprint, hub_folder
 from llmsql.model import Answer, Model
+from llmsql.result_cache import ResultCache, default_path
 from llmsql.settings import Settings
 
 DEMO = "demo"
@@ -19,6 +24,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 _lock = threading.Lock()
 _open: dict[tuple[object, ...], tuple[EmbeddedModel, int]] = {}
+_caches: weakref.WeakValueDictionary[Path, ResultCache] = weakref.WeakValueDictionary()
 
 
 def resolve(name: str | os.PathLike[str]) -> str:
@@ -111,30 +117,91 @@ def _check_folder(folder: Path) -> None:
 
 
 class ModelSet:
-    """The models of one session: its own, and those that calls name with `model := '...'`."""
+    """The models of one session: its own, and those that calls name with `model := '...'`.
 
-    def __init__(self, own: Model, settings: Settings):
+    Args:
+        own: the session's model.
+        settings: of the session; `cache` says whether answers are kept.
+        cache: where, if not where the settings say.
+    """
+
+    def __init__(self, own: Model, settings: Settings, cache: ResultCache | None = None):
         self.own = own
+        self.cache = open_cache(own, settings) if cache is None else cache
         self._settings = settings
         self._named: dict[str, Model] = {}
+        self._asked: dict[str | None, Model] = {}
         self._lock = threading.Lock()
 
     def get(self, name: str | None) -> Model:
-        """The model called `name`, opened at its first use; the session's own for None."""
-        if name is None:
+        """The model called `name`, opened at its first use, behind the result cache; the session's own for None."""
+        if isinstance(self.own, _Released):
             return self.own
         with self._lock:
-            if name not in self._named:
-                self._named[name] = acquire(name, self._settings)
-            return self._named[name]
+            if name not in self._asked:
+                model = self.own
+                if name is not None:
+                    model = self._named[name] = acquire(name, self._settings)
+                self._asked[name] = self._behind_cache(model)
+            return self._asked[name]
+
+    def _behind_cache(self, model: Model) -> Model:
+        if self.cache is None:
+            return model
+        return CachingModel(model, self.cache, partial(_fingerprint, model, self.cache))
 
     def release(self) -> None:
         """Give all models back. Idempotent."""
         with self._lock:
-            named, self._named = self._named, {}
+            named, self._named, self._asked = self._named, {}, {}
             for model in (self.own, *named.values()):
                 release(model)
             self.own = _Released()
+
+
+def open_cache(model: Model, settings: Settings) -> ResultCache | None:
+    """The cache that the settings mean, one per file and process; None where answers are not kept.
+
+    Raises:
+        SettingError: answers are to be kept of a model that has no fingerprint.
+    """
+    wanted = settings.cache
+    if wanted is None:
+        wanted = isinstance(model, EmbeddedModel)
+    if wanted is False:
+        return None
+    if not isinstance(model, EmbeddedModel) and not isinstance(getattr(model, "fingerprint", None), bytes):
+        raise SettingError(
+            f"setting 'cache': {type(model).__name__} has no 'fingerprint' (bytes) under which to keep its answers"
+        )
+    if wanted == ":memory:":
+        return ResultCache(None, max_bytes=settings.cache_bytes())
+    path = default_path() if isinstance(wanted, bool) else Path(wanted)
+    path = path.expanduser().absolute()
+    with _lock:
+        cache = _caches.get(path)
+        if cache is None:
+            cache = _caches[path] = ResultCache(path, max_bytes=settings.cache_bytes())
+        cache.max_bytes = settings.cache_bytes()
+        return cache
+
+
+def _fingerprint(model: Model, cache: ResultCache) -> bytes:
+    if not isinstance(model, EmbeddedModel):
+        found = getattr(model, "fingerprint", None)
+        if not isinstance(found, bytes):
+            raise ModelError(f"the model ({type(model).__name__}) has no 'fingerprint' to keep its answers under")
+        return found
+    folder = Path(model.name) if Path(model.name).is_dir() else hub_folder(model.name)
+    if folder is None:
+        _ = model.engine  # fetches it
+        folder = hub_folder(model.name)
+    if folder is None:
+        raise ModelError(f"model {model.name!r} was loaded, but its files are not found; use cache=False")
+    try:
+        return folder_fingerprint(folder, cache)
+    except OSError as problem:
+        raise ModelError(f"model {model.name!r}: its files cannot be read ({problem})") from problem
 
 
 class _Released:

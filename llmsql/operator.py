@@ -94,8 +94,9 @@ def _answer_rows(
             copies = np.split(by_distinct, bounds[1:-1])
             asked = asked.take(pa.array(unique.first))
     on_error = call.on_error or settings.on_error
-    statistics.asked += asked.num_rows
     for answer in model.answer(call, asked, settings, statistics):
+        statistics.cached += answer.cached
+        statistics.asked += not answer.cached
         targets = rows[answer.row : answer.row + 1] if copies is None else rows[copies[answer.row]]
         value, error = None, answer.error
         if error is None:

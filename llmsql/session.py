@@ -25,6 +25,7 @@ from llmsql.model import Model
 from llmsql.planner import Plan, plan_statement
 from llmsql.planner.calls import has_llm_call
 from llmsql.planner.parsing import mentions_llm_call, name_parameters, parse_statement, split_statements
+from llmsql.result_cache import ResultCache
 from llmsql.scan import caller_variables, run_with_variables
 from llmsql.settings import Settings
 from llmsql.statistics import QueryStatistics
@@ -49,10 +50,17 @@ class Session:
         model: an opened model; the session gives it back when it closes.
         settings: see `Settings`.
         owns_connection: close the connection with the session.
+        cache: the result cache, if not the one that the settings mean.
     """
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, model: Model, settings: Settings, *, owns_connection: bool
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        model: Model,
+        settings: Settings,
+        *,
+        owns_connection: bool,
+        cache: ResultCache | None = None,
     ):
         self.settings = settings
         self.last_query = QueryStatistics()
@@ -60,7 +68,7 @@ class Session:
         self._owns_connection = owns_connection
         self._closed = False
         self._lock = threading.RLock()
-        self._models = models.ModelSet(model, settings)
+        self._models = models.ModelSet(model, settings, cache)
         self._functions = ChunkFunctions(connection, self._models, settings)
         self._results: list[str] = []  # temporary tables behind relations that are still in use
         self._unused: list[str] = []  # ... and those whose last relation is gone
@@ -130,7 +138,12 @@ class Session:
         """Another session on the same database and model, for another thread."""
         self._require_open()
         model = models.share(self._models.own)
-        return Session(self._connection.cursor(), model, self.settings, owns_connection=True)
+        return Session(self._connection.cursor(), model, self.settings, owns_connection=True, cache=self.cache)
+
+    @property
+    def cache(self) -> ResultCache | None:
+        """The result cache: `cache.info()`, `cache.clear()`; None where answers are not kept (`cache=False`)."""
+        return self._models.cache
 
     def close(self) -> None:
         """Drop scratch relations, take the functions off the connection, give the model back. Idempotent."""

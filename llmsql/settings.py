@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from llmsql.errors import SettingError
+from llmsql.result_cache import DEFAULT_SIZE
 
 ENGINE_SETTINGS = ("device", "dtype", "kv_memory", "max_batch_tokens", "prefix_sharing", "cascade", "trust_remote_code")
 
@@ -24,6 +27,11 @@ class Settings:
         on_error: 'null' (a failed row becomes NULL with its reason in `last_query.errors`) or 'fail'.
         max_tokens: longest free-text answer, in tokens, unless the call says otherwise.
         progress: show a progress bar on stderr; None means only when it is a terminal.
+    Result cache:
+        cache: keep answers, so that equal questions are not paid for again: True (in the user's cache folder, or where
+            $LLMSQL_CACHE says), False, a path, or ':memory:' for as long as the session lives. None is True for models
+            read from files, and False for objects that answer.
+        cache_size: bytes of the cache at most, or a text such as '4GiB'; what was unused for longest goes.
     Engine:
         device: 'auto', 'cpu', 'cuda', 'cuda:1'; dtype: 'auto', 'float32', 'bfloat16', 'float16'.
         kv_memory: bytes for the KV cache, or a text such as '2GiB'; None takes a share of free memory.
@@ -42,6 +50,8 @@ class Settings:
     on_error: str = "null"
     max_tokens: int = 64
     progress: bool | None = None
+    cache: bool | str | os.PathLike[str] | None = None
+    cache_size: int | str = DEFAULT_SIZE
     device: str = "auto"
     dtype: str = "auto"
     kv_memory: int | str | None = None
@@ -73,6 +83,18 @@ class Settings:
         """The part that `Engine(...)` takes."""
         return {name: getattr(self, name) for name in ENGINE_SETTINGS}
 
+    def cache_bytes(self) -> int:
+        """`cache_size` in bytes.
+
+        Raises:
+            SettingError: it is no amount of memory.
+        """
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", str(self.cache_size).upper())
+        size = 0 if match is None else int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
+        if size < 1 or isinstance(self.cache_size, bool):
+            raise SettingError(f"setting 'cache_size' must be bytes or a text such as '4GiB', not {self.cache_size!r}")
+        return size
+
     def _validate(self) -> None:
         for name in ("plan", "deduplicate", "reorder", "prefix_sharing", "cascade", "trust_remote_code"):
             if not isinstance(getattr(self, name), bool):
@@ -83,5 +105,8 @@ class Settings:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SettingError(f"setting {name!r} must be a whole number of at least 1, not {value!r}")
+        if self.cache is not None and not isinstance(self.cache, (bool, str, os.PathLike)):
+            raise SettingError(f"setting 'cache' must be True, False, a path or ':memory:', not {self.cache!r}")
+        self.cache_bytes()
         if self.on_error not in ("null", "fail"):
             raise SettingError(f"setting 'on_error' must be 'null' or 'fail', not {self.on_error!r}")

@@ -19,6 +19,7 @@ _COUNTERS = (
     "rows",
     "distinct",
     "asked",
+    "cached",
     "prompt_tokens",
     "computed_tokens",
     "output_tokens",
@@ -34,8 +35,9 @@ class StageStatistics:
     """Counters of one LLM call of a statement.
 
     rows: rows whose value was needed, duplicates included; distinct: distinct argument tuples among them;
-    asked: rows given to the model; prompt_tokens: tokens of their prompts; computed_tokens: prompt tokens that really
-    went through the model, the rest were shared prefixes; output_tokens: generated tokens; failed, truncated: rows.
+    cached: rows whose answers the result cache knew; asked: rows given to the model; prompt_tokens: tokens of their
+    prompts; computed_tokens: prompt tokens that really went through the model, the rest were shared prefixes;
+    output_tokens: generated tokens; failed, truncated: rows.
     """
 
     call: str = ""
@@ -43,6 +45,7 @@ class StageStatistics:
     rows: int = 0
     distinct: int = 0
     asked: int = 0
+    cached: int = 0
     prompt_tokens: int = 0
     computed_tokens: int = 0
     output_tokens: int = 0
@@ -86,6 +89,11 @@ class QueryStatistics:
         return sum(stage.asked for stage in self.stages)
 
     @property
+    def cached(self) -> int:
+        """How many rows the result cache answered."""
+        return sum(stage.cached for stage in self.stages)
+
+    @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts."""
         return sum(stage.prompt_tokens for stage in self.stages)
@@ -112,7 +120,18 @@ class QueryStatistics:
 
     def report(self) -> str:
         """The counters as a table in plain text."""
-        head = ("call", "rows", "distinct", "asked", "prompt tokens", "computed", "hit rate", "output", "seconds")
+        head = (
+            "call",
+            "rows",
+            "distinct",
+            "cached",
+            "asked",
+            "prompt tokens",
+            "computed",
+            "hit rate",
+            "output",
+            "seconds",
+        )
         lines = [head]
         for stage in self.stages:
             lines.append(
@@ -120,6 +139,7 @@ class QueryStatistics:
                     stage.call if len(stage.call) <= 48 else stage.call[:47] + "…",
                     f"{stage.rows:,}",
                     f"{stage.distinct:,}",
+                    f"{stage.cached:,}",
                     f"{stage.asked:,}",
                     f"{stage.prompt_tokens:,}",
                     f"{stage.computed_tokens:,}",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from llmsql.fingerprint import function_fingerprint
 from llmsql.functions import Call
 from llmsql.model import Answer
 from llmsql.settings import Settings
@@ -18,7 +19,8 @@ class FakeModel:
     """Answers with `fn(prompt, fields, options)`, where a text is wanted; an exception in `fn` fails that row.
 
     `fields` holds the fields that are not NULL; `options` the call's function, choices and options. `calls` counts the
-    rows asked over the model's life.
+    rows asked over the model's life. `connect(cache=…)` keeps its answers under `fingerprint`, by default a digest of
+    the function's code.
 
     >>> import llmsql
     >>> from llmsql.testing import FakeModel
@@ -30,9 +32,12 @@ class FakeModel:
     >>> con.close()
     """
 
-    def __init__(self, fn: Callable[[str, dict[str, object], dict[str, Any]], str]):
+    def __init__(
+        self, fn: Callable[[str, dict[str, object], dict[str, Any]], str], *, fingerprint: bytes | None = None
+    ):
         self.fn = fn
         self.calls = 0
+        self.fingerprint = function_fingerprint(fn) if fingerprint is None else fingerprint
         self._lock = threading.Lock()
 
     def answer(self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics) -> Iterator[Answer]:
@@ -54,10 +59,10 @@ class FakeModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the lock, so that the model can travel to a Spark worker, where it counts for itself."""
-        return {"fn": self.fn, "calls": self.calls}
+        return {"fn": self.fn, "calls": self.calls, "fingerprint": self.fingerprint}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["fn"])  # type: ignore[misc]
+        self.__init__(state["fn"], fingerprint=state["fingerprint"])  # type: ignore[misc]
         self.calls = state["calls"]
 
     def close(self) -> None:

@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(
     query: DemoQuery, reviews: pa.Table, model: str, settings: dict[str, Any]
 ) -> tuple[QueryStatistics, float, pa.Table]:
-    with llmsql.connect(model=model, **settings) as session:
+    with llmsql.connect(model=model, cache=False, **settings) as session:
         _load(session)
         session.register("reviews", reviews)
         started = time.perf_counter()
