@@ -128,6 +128,7 @@ def _free_prompts(
         statistics.predicted_hit_rate = _predicted_hit_rate(
             cells,
             ordering,
+            tokens,
             len(prefix) + len(tokenizer.encode(opening)),
             len(tokenizer.encode(DATA_CLOSE)) + len(suffix),
         )
@@ -147,12 +148,14 @@ def order(cells: Cells, call: Call, settings: Settings) -> Ordering:
     return reorder(cells, method=method)
 
 
-def _predicted_hit_rate(cells: Cells, ordering: Ordering, head: int, tail: int) -> float:
+def _predicted_hit_rate(
+    cells: Cells, ordering: Ordering, tokens: list[list[np.ndarray]], head: int, tail: int
+) -> float:
     """Share of prompt tokens in prefixes that an earlier prompt had: the head after the first row, and shared cells."""
     rows = len(ordering.rows)
-    hits = prefix_hits(cells, ordering, partial=False)
+    hits = prefix_hits(cells, ordering, partial=False, token_ids=tokens)
     total = hits.units_total + rows * (head + tail)
-    return (hits.units_hit + max(rows - 1, 0) * head) / total if total else 0.0
+    return (hits.units_hit + hits.units_partial + max(rows - 1, 0) * head) / total if total else 0.0
 
 
 def _concatenated_prompts(

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from .cells import Cells
 from .clusters import Clusters
 from .grouping import Ints
+from .literals import quote_name
 from .partial_prefixes import common_prefix_characters
 
 
@@ -27,7 +28,9 @@ def head_columns(cells: Cells, clusters: Clusters, common: Ints) -> Ints:
         children = np.flatnonzero((codes >= 0) & (codes < num_texts) & (common[parents, column] == 0))
         if len(children) < 2:
             continue
-        rank, shared = _text_order(cells.texts[column], np.bincount(codes[children], minlength=num_texts) > 0)
+        rank, shared = _text_order(
+            cells.texts[column], np.bincount(codes[children], minlength=num_texts) > 0, quote_name(cells.names[column])
+        )
         ranked, homes = rank[codes[children]], parents[children]
         order = np.argsort(homes * num_texts + ranked, kind="stable")
         ranked, homes = ranked[order], homes[order]
@@ -59,11 +62,14 @@ class _RangeMinimum:
         return minima
 
 
-def _text_order(texts: pa.Array, used: npt.NDArray[np.bool_]) -> tuple[Ints, _RangeMinimum]:
-    """Rank of each used text among those in sorted order, and the prefixes that neighbours in that order share."""
+def _text_order(texts: pa.Array, used: npt.NDArray[np.bool_], known: str) -> tuple[Ints, _RangeMinimum]:
+    """Rank of each used text among those in sorted order, and the prefixes that neighbours in that order share.
+
+    All of them begin with `known`.
+    """
     numbers = np.flatnonzero(used)
     chosen = texts.take(pa.array(numbers))
     order = pc.sort_indices(chosen).to_numpy().astype(np.int64)
     rank = np.zeros(len(texts), dtype=np.int64)
     rank[numbers[order]] = np.arange(len(order))
-    return rank, _RangeMinimum(common_prefix_characters(chosen, order[:-1], order[1:]))
+    return rank, _RangeMinimum(common_prefix_characters(chosen, order[:-1], order[1:], known))

@@ -21,17 +21,20 @@ class OrderingStats:
     num_distinct: int
     num_columns: int
     units: int  # in all prompt bodies
-    hit_units: int  # of them found as a prefix of an earlier prompt, whole cells, unbounded cache
+    hit_units: int  # of them in whole cells that an earlier prompt has too, behind the same prefix
+    partial_units: int  # of them in the begin of the first cell that differs; an estimate unless in characters
     unit: str
     seconds: float  # encoding included where a table was given
     equivalent: tuple[tuple[str, ...], ...] = ()  # columns that determine each other, chosen as one by ggr and tree
-    candidates: Mapping[str, int] = field(default_factory=dict)  # hit units of every method scored, unbounded cache
+    candidates: Mapping[str, int] = field(
+        default_factory=dict
+    )  # units found, partly shared cells included, by each method scored
     rows_too_long: int = 0  # left out of the figures, as they exceed the capacity that was given
 
     @property
     def hit_rate(self) -> float:
         """Predicted share of units that need no computing, 0 to 1."""
-        return self.hit_units / self.units if self.units else 0.0
+        return (self.hit_units + self.partial_units) / self.units if self.units else 0.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Ordering:
         stats = self.stats
         lines = [
             f"rows {stats.num_rows:,} -> distinct {stats.num_distinct:,}, columns {stats.num_columns:,}",
-            f"{stats.unit} {stats.units:,} -> computed {stats.units - stats.hit_units:,}",
+            f"{stats.unit} {stats.units:,} -> computed {stats.units - stats.hit_units - stats.partial_units:,}",
             f"predicted prefix hit rate {stats.hit_rate:.1%} (method {stats.chosen}, {stats.seconds:.2f} s)",
         ]
         lines += [f"chosen as one: {' = '.join(names)}" for names in stats.equivalent[:MAX_LISTED]]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from .cell_order import SharedUnits, shared_units, text_order
 from .cells import Cells, as_cells
 from .deduplication import Deduplication, deduplicate
 from .dependencies import equivalent_names, find_dependencies, given_dependencies
@@ -20,8 +21,7 @@ from .fixed import Fields, fixed_fields, given_fields
 from .ggr import ggr_fields
 from .ophr import ophr_fields
 from .ordering import Ordering, OrderingStats
-from .prefix_hits import hit_cells
-from .prefix_tree import depth_first, prompt_sequences
+from .prefix_tree import depth_first
 from .reorder_lists import reorder_lists
 from .tree import tree_fields
 
@@ -75,16 +75,17 @@ def _reorder(cells: Cells, *, method: str, dependencies: Sequence[tuple[str, str
     else:
         known = np.eye(cells.num_columns, dtype=bool)
     candidates = _candidates(method, known, seed)
-    hits: dict[str, int] = {}
-    best: tuple[int, str, Fields, Ints] | None = None
+    order = text_order(distinct)
+    found: dict[str, SharedUnits] = {}
+    best: tuple[str, Fields, Ints] | None = None
     for name in candidates:
         fields = candidates[name](distinct)
-        sequences = prompt_sequences(distinct, fields)
-        hits[name] = int(hit_cells(sequences, len(cells.id_lengths)) @ cells.id_lengths)
-        if best is None or hits[name] > best[0]:
-            best = (hits[name], name, fields, sequences)
+        sequences = order.sequences(distinct, fields)
+        found[name] = shared_units(sequences, order)
+        if best is None or found[name].total > found[best[0]].total:
+            best = (name, fields, sequences)
     assert best is not None
-    _, chosen, fields, sequences = best
+    chosen, fields, sequences = best
     rows, shown_fields = _all_rows(duplicates, fields, None if chosen == "none" else depth_first(sequences))
     units = int(cells.id_lengths[cells.ids].sum())
     repeated = units - int(cells.id_lengths[distinct.ids].sum())  # later copies of a row are hits from end to end
@@ -95,11 +96,12 @@ def _reorder(cells: Cells, *, method: str, dependencies: Sequence[tuple[str, str
         num_distinct=duplicates.num_distinct,
         num_columns=cells.num_columns,
         units=units,
-        hit_units=hits[chosen] + repeated,
+        hit_units=found[chosen].whole + repeated,
+        partial_units=found[chosen].partial,
         unit=cells.unit,
         seconds=0.0,
         equivalent=equivalent_names(distinct, known),
-        candidates={name: count + repeated for name, count in hits.items()},
+        candidates={name: shared.total + repeated for name, shared in found.items()},
     )
     return Ordering(rows, shown_fields, stats)
 
@@ -110,6 +112,7 @@ def _with_capacity(cells: Cells, ordering: Ordering, capacity: int) -> Ordering:
         ordering.stats,
         units=found.units_total,
         hit_units=found.units_hit,
+        partial_units=0,
         rows_too_long=found.rows_too_long,
         candidates={} if found.rows_too_long else ordering.stats.candidates,  # those counted all rows
     )

@@ -56,7 +56,7 @@ def reorder_lists(
         return _with_items(base, table, orders, base.rows)
     rows = depth_first(best.sequences)
     candidates = {**base.stats.candidates, best.name: best.hit_units}
-    stats = replace(base.stats, chosen=best.name, hit_units=best.hit_units, candidates=candidates)
+    stats = replace(base.stats, chosen=best.name, hit_units=best.hit_units, partial_units=0, candidates=candidates)
     return _with_items(Ordering(rows, best.fields[rows].astype(np.int32), stats), table, best.orders, rows)
 
 
