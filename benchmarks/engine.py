@@ -58,10 +58,14 @@ def main(arguments: list[str] | None = None) -> None:
         assert all(len(answer.token_ids) == 1 for answer in engine.generate(requests))
 
     def run(name: str, work: Callable[[Engine], None], new_tokens: int, base: float | None, **switches: bool) -> float:
+        def work_cold() -> None:
+            engine.clear_cache()
+            work(engine)
+
         with Engine(model, **switches) as engine:
             work(engine)  # warm-up
             before = engine.stats.snapshot()
-            seconds = median(lambda: work(engine), options.repeat)
+            seconds = median(work_cold, options.repeat)
             computed = engine.stats.difference(before).computed_tokens // options.repeat
         report(name, seconds, computed, new_tokens, base)
         return seconds

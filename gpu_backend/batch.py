@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .scheduler import Chunk, Step
-from .tree import Node
+from .node import Node
+from .step import Chunk, Step
 
 Ints = npt.NDArray[np.int32]
 

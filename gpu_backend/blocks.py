@@ -15,7 +15,6 @@ class BlockPool:
             raise ValueError(f"need at least one block of at least one slot, got {num_blocks} blocks of {block_size}")
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.peak_used = 0
         self._free = list(range(num_blocks - 1, -1, -1))
         self._ref_counts = [0] * num_blocks
 
@@ -44,7 +43,6 @@ class BlockPool:
         del self._free[-count:]
         for block in blocks:
             self._ref_counts[block] = 1
-        self.peak_used = max(self.peak_used, self.num_used)
         return blocks
 
     def retain(self, block: int) -> None:

@@ -22,9 +22,10 @@ from .memory import max_logit_rows, num_kv_blocks
 from .model_runner import ModelRunner
 from .readout import NOT_A_NUMBER, next_tokens, score_labels
 from .request import Completion, FinishReason, Request
-from .scheduler import Chunk, Scheduler, Step
+from .scheduler import Scheduler
 from .sequence import Sequence
 from .stats import EngineStats
+from .step import Chunk, Step
 from .stream import Stream, job_of
 from .tokenizer import PromptTokenizer, load_tokenizer
 from .tree import PrefixTree
@@ -63,6 +64,8 @@ class Engine:
         prefix_sharing: bool = True,
         share_in_step: bool = True,
         cascade: bool = True,
+        prefix_cache: bool = True,
+        exact_admission: bool = True,
     ) -> None:
         """Load the model and make its KV pool.
 
@@ -79,6 +82,10 @@ class Engine:
             window: requests taken from the input ahead of those that run; bounds memory.
             prefix_sharing: False gives each request a path of its own: the baseline without reuse.
             share_in_step: False makes a request wait while another computes its prefix in the same step.
+            prefix_cache: False forgets the KV of a prefix with the last request that needs it; otherwise it stays, in
+                the same pool, until running requests want the blocks.
+            exact_admission: False keeps blocks for `max_tokens` of output free from a request's start; otherwise it
+                starts when the blocks will be free by the time that it needs them.
             cascade: False lets every row read all of its keys by itself (torch path only).
 
         Raises:
@@ -112,11 +119,12 @@ class Engine:
         self._pool = BlockPool(num_blocks, block_size)
         max_logits = max_logit_rows(self._runner.vocab_size)
         self._scheduler = Scheduler(
-            PrefixTree(self._pool, sharing=prefix_sharing),
+            PrefixTree(self._pool, sharing=prefix_sharing, caching=prefix_cache),
             max_tokens=max_batch_tokens or _MAX_BATCH_TOKENS.get(self.device.type, 1024),
             max_logits=max_logits,
             max_running=min(max_running or _MAX_RUNNING.get(self.device.type, 256), max_logits),
             share_in_step=share_in_step,
+            exact_admission=exact_admission,
         )
         self._window = window
         self._intake = Intake(
@@ -158,6 +166,12 @@ class Engine:
         """
         self._check_open()
         return self._generate(Stream(iter(requests)))
+
+    def clear_cache(self) -> None:
+        """Forget the KV of prefixes that no request at hand needs."""
+        with self._lock:
+            self._reap()
+            self._scheduler.tree.give_up_unneeded()
 
     def check(self) -> None:
         """Assert the invariants of the tree, the KV blocks and the scheduler."""
@@ -213,6 +227,8 @@ class Engine:
             self._finish(sequence, "error", error=problem)
         if not step.chunks:
             return
+        self.stats.peak_kv_blocks = max(self.stats.peak_kv_blocks, self._scheduler.tree.num_pinned_blocks)
+        self.stats.cached_tokens = self._scheduler.tree.cache.num_reused_tokens
         batch = build_batch(step, self.block_size)
         scheduled = time.perf_counter()
         try:
@@ -230,7 +246,6 @@ class Engine:
             raise
         self.stats.steps += 1
         self.stats.step_tokens += step.num_tokens
-        self.stats.peak_kv_blocks = self._pool.peak_used
         self.stats.schedule_seconds += scheduled - started
         self.stats.model_seconds += ran - scheduled
         self.stats.sample_seconds += time.perf_counter() - ran

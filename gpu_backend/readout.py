@@ -9,8 +9,8 @@ import torch
 from .batch import StepBatch
 from .choices import PROMPT
 from .sampling import draw, greedy, label_log_probs
-from .scheduler import Chunk
 from .sequence import Sequence
+from .step import Chunk
 from .stream import Job, job_of
 
 NOT_A_NUMBER = "the model's logits are NaN for this prompt"

@@ -1,64 +1,44 @@
 """Which tokens run in the next step: decode rows first, then prompt chunks in depth-first order.
 
-Nothing here changes between `schedule` and `commit`, except that requests are admitted: a step that fails on the
-device can be dropped and scheduled again.
+Nothing here changes between `schedule` and `commit`, except that requests are admitted and get blocks: a step that
+fails on the device can be dropped and scheduled again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from .admission import Admission
+from .node import Node
 from .sequence import Sequence
-from .tree import Node, PrefixTree
-
-
-@dataclass(eq=False)
-class Chunk:
-    """Tokens `start .. start + length - 1` of a node, to be run through the model in one step."""
-
-    node: Node
-    start: int
-    length: int
-    sequences: list[Sequence] = field(default_factory=list)  # who reads the logits
-    all_logits: bool = False  # of every token (labels); otherwise of the last one, if anybody reads them
-    again: bool = False  # the KV is in the pool already, only the logits are wanted
-    generated: bool = False  # output tokens, not of the prompt or a label
-
-    @property
-    def end(self) -> int:
-        """Where the chunk ends inside its node."""
-        return self.start + self.length
-
-
-@dataclass(eq=False)
-class Step:
-    """One forward pass; every node appears in at most one chunk, parents before their children."""
-
-    chunks: list[Chunk] = field(default_factory=list)
-    num_tokens: int = 0
-    num_logits: int = 0
-    prefilled: list[Sequence] = field(default_factory=list)  # their prompt and labels are complete after this step
-    rejected: list[tuple[Sequence, str]] = field(default_factory=list)  # they never fit; not in the tree any more
+from .step import Step, StepBuilder
+from .tree import PrefixTree
 
 
 class Scheduler:
     """Admits waiting requests, cuts the work into steps of at most `max_tokens` tokens and `max_logits` logit rows.
 
-    Admission gives a request all the blocks it can ever need: those of the nodes on its path that have none yet, and
-    those of `max_tokens` output tokens. So a running request is never preempted.
+    A request gets the blocks of its prompt when it is admitted, and those of its output as that grows (admission.py).
     """
 
     def __init__(
-        self, tree: PrefixTree, *, max_tokens: int, max_logits: int, max_running: int, share_in_step: bool = True
+        self,
+        tree: PrefixTree,
+        *,
+        max_tokens: int,
+        max_logits: int,
+        max_running: int,
+        share_in_step: bool = True,
+        exact_admission: bool = True,
     ) -> None:
         self.tree = tree
         self.max_tokens = max_tokens
         self.max_logits = max_logits
         self.max_running = max_running
         self.share_in_step = share_in_step
+        self.admission = Admission(tree, self._running, exact=exact_admission)
         self._prefilling: dict[Sequence, None] = {}
         self._decoding: dict[Sequence, None] = {}
 
@@ -80,28 +60,12 @@ class Scheduler:
         """The next step, or None when there is nothing to do; `first` is the waiting request to admit first, if any."""
         if first is not None:
             self.tree.visit(first)
-        step = _StepBuilder(self.max_tokens, self.max_logits, self.share_in_step)
-        for sequence in self._decoding:
-            if not step.add_decode(sequence):
-                break
+        step = StepBuilder(self.max_tokens, self.max_logits, self.share_in_step)
+        self._add_generated(step)
         for sequence in self._prefilling:
             if not step.add_prompt(sequence):
                 break
-        rejected: list[tuple[Sequence, str]] = []
-        while not step.full and self.num_running < self.max_running:
-            head = self.tree.next_waiting()
-            if head is None:
-                break
-            if not self._fits(head):
-                if self.num_running > 0:
-                    break  # wait until running requests free their blocks
-                if not self._make_room(head):
-                    rejected.append((head, self._too_large(head)))
-                    self.tree.remove(head, waiting=True)
-                    continue
-            self._admit(head)
-            if not step.add_prompt(head):
-                break
+        rejected = self._admit_waiting(step)
         result = step.build(rejected)
         assert result.chunks or rejected or self.num_running + self.num_waiting == 0, "no progress"
         return result if result.chunks or rejected else None
@@ -137,29 +101,72 @@ class Scheduler:
         """Take out a finished or cancelled request, running or waiting, and free what only it needed."""
         self._prefilling.pop(sequence, None)
         self._decoding.pop(sequence, None)
+        if sequence.started:
+            self.admission.leave(sequence)
         self.tree.remove(sequence, waiting=not sequence.started)
 
     def check(self) -> None:
         """Assert the invariants of the scheduler, the tree and the blocks."""
         self.tree.check()
         assert not set(self._prefilling) & set(self._decoding)
-        running = [*self._prefilling, *self._decoding]
+        running = self._running()
         assert len(running) <= self.max_running
         assert self.tree.root.num_requests == self.num_running + self.num_waiting, "a request is lost or counted twice"
         for sequence in running:
             assert sequence.started
-            for node in [*sequence.leaf.path(), *sequence.private_nodes()]:
+            for node in [*sequence.leaf.path(), *sequence.label_nodes]:
                 assert node.blocks, f"{node} of a running request has no blocks"
         for sequence in self._decoding:
             assert sequence.prompt_done
             assert sequence.leaf.num_computed == sequence.leaf.length
-        if self.num_running + self.num_waiting == 0:
-            assert self.tree.pool.num_used == 0, f"{self.tree.pool.num_used} blocks are held though nothing is left"
+        self.admission.check()
+        if not running:
+            assert self.tree.num_pinned_blocks == 0, f"{self.tree.num_pinned_blocks} blocks are held though none runs"
+        if not running and not self.num_waiting:
+            assert len(self.tree.cache) == self.tree.cache.num_unneeded, "a node waits for nobody"
 
-    # Below: admission.
+    # Below: how it is done.
+
+    def _running(self) -> list[Sequence]:
+        return [*self._decoding, *self._prefilling]
+
+    def _add_generated(self, step: StepBuilder) -> None:
+        for sequence in self._decoding:
+            tail = sequence.tail
+            assert tail is not None
+            if step.full:
+                return
+            length = min(tail.length - tail.num_computed, step.tokens_left)
+            if self.admission.grow(sequence, tail.num_computed + length):
+                step.add_generated(sequence, length)
+
+    def _admit_waiting(self, step: StepBuilder) -> list[tuple[Sequence, str]]:
+        """Admit requests and add their prompts until the step is full; returns those that can never run, with why."""
+        rejected: list[tuple[Sequence, str]] = []
+        while not step.full and self.num_running < self.max_running:
+            head = self.tree.next_waiting()
+            if head is None:
+                break
+            if not self._fits(head):
+                if self.num_running > 0:
+                    break  # wait until running requests free their blocks
+                self.tree.give_up_idle()  # what it shares may be scattered over more blocks than a contiguous copy
+                if not self._fits(head):
+                    rejected.append((head, self._too_large(head)))
+                    self.tree.remove(head, waiting=True)
+                    continue
+            self.tree.start(head)
+            self.tree.allocate(self._nodes_of(head))
+            head.started = True
+            self._prefilling[head] = None
+            self.admission.enter(head)
+            if not step.add_prompt(head):
+                break
+        return rejected
 
     def _fits(self, sequence: Sequence) -> bool:
-        return self.tree.blocks_needed(self._nodes_of(sequence)) <= self.tree.pool.num_free
+        rate = max(1, self.max_tokens - len(self._decoding))
+        return self.admission.fits(sequence, self._nodes_of(sequence), prefill_rate=rate)
 
     def _nodes_of(self, sequence: Sequence) -> list[Node]:
         """Every node that the request will ever need, parents first; private ones are made on the first call."""
@@ -173,22 +180,10 @@ class Scheduler:
                 sequence.label_nodes.append(self.tree.add_private(parent, tokens, len(tokens)))
         return [*sequence.leaf.path(), *sequence.private_nodes()]
 
-    def _admit(self, sequence: Sequence) -> None:
-        self.tree.allocate(self._nodes_of(sequence))
-        self.tree.start(sequence)
-        sequence.started = True
-        self._prefilling[sequence] = None
-
-    def _make_room(self, sequence: Sequence) -> bool:
-        """Drop KV that waits for later requests, since nothing runs; False if the request does not fit even then."""
-        self.tree.drop_kv(keep=self._nodes_of(sequence))
-        if not self._fits(sequence):
-            self.tree.drop_kv()  # what it shares may be scattered over more blocks than a contiguous copy
-        return self._fits(sequence)
-
     def _too_large(self, sequence: Sequence) -> str:
         pool, prompt = self.tree.pool, len(sequence.token_ids)
-        needed = self.tree.blocks_needed(self._nodes_of(sequence))
+        places = self.tree.placement(self._nodes_of(sequence))
+        needed = sum(place.num_blocks for place in places) + self.admission.blocks_to_come(sequence, places)
         private = sum(node.capacity for node in sequence.private_nodes())
         what = "choice labels" if sequence.scores_only else "output"
         return (
@@ -196,112 +191,3 @@ class Scheduler:
             f" tokens of {what}, and the whole pool has {pool.num_blocks} ({pool.num_blocks * pool.block_size} tokens):"
             " raise kv_memory, or shorten the prompt or max_tokens"
         )
-
-
-class _StepBuilder:
-    """A step while it is being filled."""
-
-    def __init__(self, max_tokens: int, max_logits: int, share_in_step: bool) -> None:
-        self.tokens_left = max_tokens
-        self.logits_left = max_logits
-        self.share_in_step = share_in_step
-        self.chunks: dict[Node, Chunk] = {}
-        self.owners: dict[Node, Sequence] = {}
-        self.prefilled: list[Sequence] = []
-        self.num_tokens = 0
-        self.num_logits = 0
-
-    @property
-    def full(self) -> bool:
-        return self.tokens_left == 0 or self.logits_left == 0
-
-    def build(self, rejected: list[tuple[Sequence, str]]) -> Step:
-        return Step(list(self.chunks.values()), self.num_tokens, self.num_logits, self.prefilled, rejected)
-
-    def add_decode(self, sequence: Sequence) -> bool:
-        """Run the output tokens that have no KV yet; False if the step is full."""
-        tail = sequence.tail
-        assert tail is not None
-        if self.full:
-            return False
-        length = min(tail.length - tail.num_computed, self.tokens_left)
-        chunk = self._add(sequence, tail, tail.num_computed, length)
-        chunk.generated = True
-        if chunk.end == tail.length:
-            self._read_last(chunk, sequence)
-        return True
-
-    def add_prompt(self, sequence: Sequence) -> bool:
-        """Run what is left of the prompt's path and of the labels; False if the step is full."""
-        if not self.share_in_step and self._computed_by_other(sequence):
-            return True  # comes in a later step
-        if not sequence.prompt_done and not self._add_path(sequence):
-            return False
-        for node in sequence.label_nodes:
-            length = min(node.length - node.num_computed, self.tokens_left, self.logits_left)
-            if length > 0:
-                chunk = self._add(sequence, node, node.num_computed, length)
-                chunk.all_logits = True
-                chunk.sequences.append(sequence)
-                self.logits_left -= length
-                self.num_logits += length
-            if self._end(node) < node.length:
-                return False
-        self.prefilled.append(sequence)
-        return True
-
-    def _add_path(self, sequence: Sequence) -> bool:
-        leaf = sequence.leaf
-        missing: list[Node] = []
-        node: Node | None = leaf
-        while node is not None and self._end(node) < node.length:
-            missing.append(node)
-            node = node.parent
-        for node in reversed(missing):
-            assert node not in self.chunks, "a chunk is cut only where the step is full"
-            wanted = node.length - node.num_computed
-            if node is leaf and self.logits_left == 0:
-                wanted -= 1  # its last token waits until there is room for its logits
-            length = min(wanted, self.tokens_left)
-            if length > 0:
-                self._add(sequence, node, node.num_computed, length)
-            if length < node.length - node.num_computed:
-                return False
-        chunk = self.chunks.get(leaf)
-        if chunk is None:
-            if self.full:
-                return False
-            chunk = self._add(
-                sequence, leaf, leaf.length - 1, 1
-            )  # computed earlier for others: only logits are missing
-            chunk.again = True
-        return self._read_last(chunk, sequence)
-
-    def _add(self, sequence: Sequence, node: Node, start: int, length: int) -> Chunk:
-        chunk = Chunk(node, start, length)
-        self.chunks[node] = chunk
-        self.owners[node] = sequence
-        self.tokens_left -= length
-        self.num_tokens += length
-        return chunk
-
-    def _read_last(self, chunk: Chunk, sequence: Sequence) -> bool:
-        if not chunk.sequences:
-            if self.logits_left == 0:
-                return False
-            self.logits_left -= 1
-            self.num_logits += 1
-        chunk.sequences.append(sequence)
-        return True
-
-    def _end(self, node: Node) -> int:
-        chunk = self.chunks.get(node)
-        return node.num_computed if chunk is None else max(node.num_computed, chunk.end)
-
-    def _computed_by_other(self, sequence: Sequence) -> bool:
-        node: Node | None = sequence.leaf
-        while node is not None and node.num_computed < node.length:
-            if node in self.owners and self.owners[node] is not sequence:
-                return True
-            node = node.parent
-        return False

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .tree import Node
+from .node import Node
 
 
 @dataclass(eq=False)

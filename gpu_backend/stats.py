@@ -16,6 +16,11 @@ class EngineStats:
     """Tokens of all prompts admitted."""
     computed_tokens: int = 0
     """Prompt tokens that were run through the model; the rest was shared."""
+    cached_tokens: int = 0
+    """Prefix tokens whose KV was left from requests that had finished before, each counted once when it is used again.
+
+    They are part of what was shared.
+    """
     label_tokens: int = 0
     """Tokens of choice labels that were run through the model."""
     output_tokens: int = 0
@@ -26,7 +31,7 @@ class EngineStats:
     model_seconds: float = 0.0
     sample_seconds: float = 0.0
     peak_kv_blocks: int = 0
-    """Most KV blocks in use at one time; `difference` keeps the later value."""
+    """Most KV blocks that running requests held at one time; `difference` keeps the later value."""
 
     @property
     def hit_rate(self) -> float:

@@ -1,102 +1,50 @@
 """The prefix tree of the batch: runs of tokens, who needs them, and where their KV lies.
 
-Every prompt is a path from the root. A node lives exactly as long as a waiting or running request needs it, and its
-KV is computed once for all of them. Generated tokens and choice labels are private nodes below the prompt's leaf.
+Every prompt is a path from the root, and the KV of a node is computed once for all requests that need it. Generated
+tokens and choice labels are private nodes below the prompt's leaf. A node whose last request has gone stays as long as
+nobody wants its blocks, so that later requests find its KV.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from .blocks import BlockPool
+from .node import Node, Tokens
+from .prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
     from .sequence import Sequence
 
-Tokens = npt.NDArray[np.int32]
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a node without blocks would lie: its place in the first block, and the free blocks that it takes now."""
 
-class Node:
-    """A run of tokens at a fixed position, and the KV slots that hold them.
-
-    Token `j` lies in slot `(offset + j) % block_size` of block `blocks[(offset + j) // block_size]`.
-    """
-
-    __slots__ = (
-        "blocks",
-        "children",
-        "claimed",
-        "claims",
-        "length",
-        "num_computed",
-        "num_requests",
-        "num_waiting",
-        "offset",
-        "parent",
-        "position",
-        "private",
-        "private_children",
-        "tokens",
-        "waiting",
-        "waiting_children",
-    )
-
-    def __init__(self, parent: Node | None, tokens: Tokens, length: int, *, private: bool) -> None:
-        self.parent = parent
-        self.tokens = tokens  # [capacity]; a tail's array is filled up to `length` as tokens are generated
-        self.length = length
-        self.position = 0 if parent is None else parent.end
-        self.private = private  # belongs to one request and is not found by its tokens
-        self.children: dict[int, Node] = {}  # shared children by first token
-        self.private_children: dict[Node, None] = {}
-        self.num_requests = 0  # waiting and running requests whose path includes this node
-        self.num_waiting = 0  # those of them that wait
-        self.waiting: deque[Sequence] = deque()  # requests that wait and end here
-        self.waiting_children: dict[Node, None] = {}  # children with num_waiting > 0, in depth-first order
-        self.blocks: list[int] = []  # empty until the first request that needs the node is admitted
-        self.offset = 0
-        self.num_computed = 0  # leading tokens whose KV is in the pool
-        self.claims = False  # starts in the free slots of its parent's last block
-        self.claimed = False  # the free slots of its own last block are taken by a child
-
-    @property
-    def end(self) -> int:
-        """Position after the node's last token."""
-        return self.position + self.length
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that the node may grow to; its blocks hold as many."""
-        return len(self.tokens)
-
-    def path(self) -> list[Node]:
-        """The nodes from the root's child down to this one."""
-        nodes = []
-        node = self
-        while node.parent is not None:
-            nodes.append(node)
-            node = node.parent
-        nodes.reverse()
-        return nodes
-
-    def __repr__(self) -> str:
-        return f"Node(position={self.position}, length={self.length}, computed={self.num_computed})"
+    node: Node
+    offset: int  # above 0: in the free slots of its parent's last block
+    num_blocks: int
 
 
 class PrefixTree:
     """The requests of a batch as one tree over a pool of KV blocks.
 
-    With `sharing=False` every request gets a path of its own: the baseline without any reuse.
+    With `sharing=False` every request gets a path of its own: the baseline without any reuse. With `caching=False`
+    a node goes with its last request. At most `max_cached_nodes` nodes outlive their requests.
     """
 
-    def __init__(self, pool: BlockPool, *, sharing: bool = True) -> None:
+    def __init__(
+        self, pool: BlockPool, *, sharing: bool = True, caching: bool = True, max_cached_nodes: int = 16_384
+    ) -> None:
         self.pool = pool
         self.sharing = sharing
+        self.caching = caching
+        self.max_cached_nodes = max_cached_nodes
+        self.cache = PrefixCache()
         self.root = Node(None, np.empty(0, np.int32), 0, private=False)
         self._cursor = self.root  # where the depth-first walk over waiting requests stands; perhaps freed since
 
@@ -104,6 +52,11 @@ class PrefixTree:
     def num_waiting(self) -> int:
         """Requests inserted and not yet started."""
         return self.root.num_waiting
+
+    @property
+    def num_pinned_blocks(self) -> int:
+        """Blocks that running requests need."""
+        return self.pool.num_used - self.cache.num_blocks
 
     # Requests come, start, and go.
 
@@ -122,7 +75,7 @@ class PrefixTree:
         if done < len(tokens):
             node = self._add(node, tokens[done:], len(tokens) - done, private=not self.sharing)
         sequence.leaf = node
-        node.waiting.append(sequence)
+        node.waiting[sequence] = None
         self._count(node, requests=1, waiting=1)
 
     def next_waiting(self) -> Sequence | None:
@@ -134,16 +87,15 @@ class PrefixTree:
             node = node.parent
         while not node.waiting:
             node = next(iter(node.waiting_children))
-        return node.waiting[0]
+        return next(iter(node.waiting))
 
     def visit(self, sequence: Sequence) -> None:
         """Let the depth-first walk go on from this waiting request."""
         self._cursor = sequence.leaf
 
     def start(self, sequence: Sequence) -> None:
-        """Turn the waiting request, which must be first at its leaf, into a running one."""
-        first = sequence.leaf.waiting.popleft()
-        assert first is sequence, "requests that end at one node start in the order in which they came"
+        """Turn the waiting request into a running one: the KV on its path is not given up any more."""
+        del sequence.leaf.waiting[sequence]
         self._count(sequence.leaf, waiting=-1)
         self._cursor = sequence.leaf
 
@@ -151,15 +103,11 @@ class PrefixTree:
         """Take a finished or cancelled request out, and free what nobody needs any more."""
         for private in reversed(sequence.private_nodes()):
             self._free(private)
-        leaf = sequence.leaf
         if waiting:
-            leaf.waiting.remove(sequence)
-        self._count(leaf, requests=-1, waiting=-1 if waiting else 0)
-        node = leaf
-        while node.num_requests == 0 and node.parent is not None:
-            parent = node.parent
-            self._free(node)
-            node = parent
+            del sequence.leaf.waiting[sequence]
+        self._count(sequence.leaf, requests=-1, waiting=-1 if waiting else 0)
+        while self.cache.num_unneeded > self.max_cached_nodes:
+            self._give_up_unneeded()
 
     def add_private(self, parent: Node, tokens: Tokens, length: int) -> Node:
         """A node for one running request only: its generated tokens, or a part of its choice labels."""
@@ -169,30 +117,63 @@ class PrefixTree:
 
     # Blocks.
 
-    def blocks_needed(self, nodes: Iterable[Node]) -> int:
-        """Free blocks that `allocate(nodes)` will take."""
-        return sum(count for _, _, count in self._placement(nodes))
+    def placement(self, nodes: Iterable[Node]) -> list[Placement]:
+        """Where `allocate(nodes)` will put those of the nodes (parents first) that have no blocks.
 
-    def allocate(self, nodes: Iterable[Node]) -> None:
-        """Give each of the nodes (parents first) all of its blocks; those that have them are left as they are."""
-        for node, offset, count in self._placement(nodes):
+        A node continues in its parent's last block when that has free slots which no other child has claimed.
+        """
+        block_size = self.pool.block_size
+        filled: dict[Node, int] = {}  # slots taken in the last block of a node placed here; 0: none left to claim
+        places = []
+        for node in nodes:
+            if node.blocks:
+                continue
             parent = node.parent
             assert parent is not None
-            node.offset = offset
-            node.claims = offset > 0
+            if parent in filled:
+                offset = filled[parent]
+            elif parent.blocks and not parent.claimed:
+                offset = (parent.offset + parent.length) % block_size
+            else:
+                offset = 0
+            filled[parent] = 0
+            total = offset + node.length
+            filled[node] = total % block_size
+            places.append(Placement(node, offset, -(-total // block_size) - (offset > 0)))
+        return places
+
+    def allocate(self, nodes: Iterable[Node]) -> None:
+        """Give each of the nodes (parents first), which running requests need, the blocks for the tokens it has."""
+        nodes = list(nodes)
+        self._make_free(sum(place.num_blocks for place in self.placement(nodes)))
+        for place in self.placement(nodes):
+            node, parent = place.node, place.node.parent
+            assert parent is not None
+            node.offset = place.offset
+            node.claims = place.offset > 0
             if node.claims:
                 parent.claimed = True
                 self.pool.retain(parent.blocks[-1])
-                node.blocks = [parent.blocks[-1], *self.pool.allocate(count)]
+                node.blocks = [parent.blocks[-1], *self.pool.allocate(place.num_blocks)]
             else:
-                node.blocks = self.pool.allocate(count)
+                node.blocks = self.pool.allocate(place.num_blocks)
 
-    def drop_kv(self, keep: Iterable[Node] = ()) -> None:
-        """Forget the KV of all nodes but `keep`; allowed only while no request runs."""
-        kept = set(keep)
-        for node in reversed(list(self.depth_first())):
-            if node not in kept:
-                self._release_blocks(node)
+    def grow(self, tail: Node, length: int) -> None:
+        """Give an allocated tail the blocks for its first `length` tokens."""
+        count = -(-(tail.offset + length) // self.pool.block_size) - len(tail.blocks)
+        if count > 0:
+            self._make_free(count)
+            tail.blocks.extend(self.pool.allocate(count))
+
+    def give_up_unneeded(self) -> None:
+        """Forget the KV that no request needs."""
+        while self.cache.num_unneeded:
+            self._give_up_unneeded()
+
+    def give_up_idle(self) -> None:
+        """Forget the KV that no running request needs."""
+        while self.cache:
+            self._give_up_one()
 
     def depth_first(self) -> Iterator[Node]:
         """All nodes but the root, parents before children."""
@@ -207,15 +188,21 @@ class PrefixTree:
     def check(self) -> None:
         """Assert every invariant of the tree, its counts, and its hold on the blocks."""
         self.pool.check()
+        self.cache.check()
         holders: dict[int, int] = {}
         slots: set[int] = set()
+        pinned = 0
         for node in [self.root, *self.depth_first()]:
             self._check_node(node)
+            pinned += 0 if node in self.cache else node.num_own_blocks
             for block in node.blocks:
                 holders[block] = holders.get(block, 0) + 1
-            for slot in node_slots(node, node.capacity if node.blocks else 0, self.pool.block_size):
+            room = len(node.blocks) * self.pool.block_size - node.offset
+            for slot in node.slots(min(node.length, room), self.pool.block_size):
                 assert slot not in slots, f"slot {slot} belongs to two nodes"
                 slots.add(slot)
+        assert pinned == self.num_pinned_blocks, f"{pinned} blocks are needed, {self.num_pinned_blocks} counted"
+        assert self.cache.num_unneeded <= self.max_cached_nodes
         for block in range(self.pool.num_blocks):
             assert holders.get(block, 0) == self.pool.ref_count(block), f"block {block} has leaked or lost a holder"
 
@@ -232,17 +219,21 @@ class PrefixTree:
         assert 0 <= node.num_computed <= node.length <= node.capacity
         if node.parent is None:
             return
-        assert node.num_requests > 0, f"{node} is kept though no request needs it"
+        assert node.num_requests > 0 or node in self.cache, f"{node} is kept though no request needs it"
         assert node.capacity > 0, f"{node} is empty"
+        assert (node in self.cache) == (bool(node.blocks) and node.num_running == 0), f"{node} is idle or it is not"
         if node.num_computed > 0:
-            assert node.blocks, f"{node} has KV but no blocks"
             assert node.parent.num_computed == node.parent.length, f"{node} is computed before its parent"
         if node.blocks:
             assert node.parent.parent is None or node.parent.blocks, f"{node} has blocks, its parent has none"
-            assert len(node.blocks) == -(-(node.offset + node.capacity) // self.pool.block_size)
+            held = len(node.blocks) * self.pool.block_size
+            needed = node.num_computed if node.private else node.length  # a tail may have to wait before it grows
+            assert node.offset + needed <= held < node.offset + node.capacity + self.pool.block_size
             assert node.claims == (node.offset > 0)
             assert not node.claims or node.blocks[0] == node.parent.blocks[-1]
             assert node.claimed == any(child.claims for child in children)
+        else:
+            assert node.num_computed == 0, f"{node} has KV but no blocks"
 
     # Below: how it is done.
 
@@ -279,25 +270,77 @@ class PrefixTree:
         lower.parent, lower.tokens = upper, lower.tokens[length:]
         lower.length -= length
         lower.position += length
+        self.cache.split(upper, lower)
         return upper
 
     def _count(self, leaf: Node, *, requests: int = 0, waiting: int = 0) -> None:
-        node: Node | None = leaf
-        while node is not None:
+        """Change the counts from the leaf up, and let nodes become idle, needed or free."""
+        node = leaf
+        while True:
             node.num_requests += requests
             node.num_waiting += waiting
-            if waiting and node.parent is not None:
-                if node.num_waiting == 0:
-                    del node.parent.waiting_children[node]
-                elif node.num_waiting == waiting:
-                    node.parent.waiting_children[node] = None
-            node = node.parent
+            parent = node.parent
+            if parent is None:
+                return
+            if waiting and node.num_waiting == 0:
+                del parent.waiting_children[node]
+            elif waiting and node.num_waiting == waiting:
+                parent.waiting_children[node] = None
+            if node.num_requests == 0:
+                self._leave(node)
+            elif node.blocks:
+                if node.num_requests == node.num_waiting:
+                    self.cache.leave_awaited(node)
+                elif waiting < 0:
+                    self.cache.take(node)
+            node = parent
+
+    def _leave(self, node: Node) -> None:
+        """The last request that needed the node is gone."""
+        if not self.caching or node.private or node.num_computed == 0:
+            self._free(node)
+            return
+        if node in self.cache:
+            self.cache.remove(node)
+        node.length = node.num_computed  # if it is not all of them, there is nothing below
+        node.tokens = node.tokens[: node.length].copy()  # lets go of the prompt's array
+        held = -(-(node.offset + node.length) // self.pool.block_size)
+        for block in node.blocks[held:]:
+            self.pool.release(block)
+        del node.blocks[held:]
+        self.cache.leave_unneeded(node)
+
+    def _make_free(self, count: int) -> None:
+        while self.pool.num_free < count:
+            self._give_up_one()
+
+    def _give_up_one(self) -> None:
+        if self.cache.num_unneeded:
+            self._give_up_unneeded()
+            return
+        top = self.cache.next_awaited()
+        assert top is not None, "blocks are wanted that running requests need: admission must prevent this"
+        idle, stack = [], [top]
+        while stack:
+            node = stack.pop()
+            idle.append(node)
+            stack.extend(child for child in node.children.values() if child.blocks)
+        for node in reversed(idle):
+            self.cache.remove(node)
+            self._release_blocks(node)
+
+    def _give_up_unneeded(self) -> None:
+        node = self.cache.next_unneeded()
+        assert node is not None
+        self._free(node)
 
     def _free(self, node: Node) -> None:
         assert not node.children, f"{node} is freed before its children"
         assert not node.private_children, f"{node} is freed before its children"
         parent = node.parent
         assert parent is not None
+        if node in self.cache:
+            self.cache.remove(node)
         self._release_blocks(node)
         if node.private:
             del parent.private_children[node]
@@ -312,37 +355,6 @@ class PrefixTree:
             node.parent.claimed = False
         node.blocks, node.offset, node.num_computed = [], 0, 0
         node.claims = node.claimed = False
-
-    def _placement(self, nodes: Iterable[Node]) -> list[tuple[Node, int, int]]:
-        """For each node without blocks: its offset in the first block, and how many free blocks it takes.
-
-        A node continues in its parent's last block when that has free slots which no other child has claimed.
-        """
-        block_size = self.pool.block_size
-        filled: dict[Node, int] = {}  # slots taken in the last block of a node placed here; 0: none left to claim
-        placement = []
-        for node in nodes:
-            if node.blocks:
-                continue
-            parent = node.parent
-            assert parent is not None
-            if parent in filled:
-                offset = filled[parent]
-            elif parent.blocks and not parent.claimed:
-                offset = (parent.offset + parent.capacity) % block_size
-            else:
-                offset = 0
-            filled[parent] = 0
-            total = offset + node.capacity
-            filled[node] = total % block_size
-            placement.append((node, offset, -(-total // block_size) - (offset > 0)))
-        return placement
-
-
-def node_slots(node: Node, count: int, block_size: int) -> list[int]:
-    """The pool slots of the node's first `count` tokens."""
-    places = range(node.offset, node.offset + count)
-    return [node.blocks[place // block_size] * block_size + place % block_size for place in places]
 
 
 def _common_length(a: Tokens, b: Tokens) -> int:

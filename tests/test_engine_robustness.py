@@ -31,6 +31,7 @@ def answers(engine: Engine, requests: list[Any]) -> dict[object, Completion]:
 
 def is_idle(engine: Engine) -> bool:
     engine.check()
+    engine.clear_cache()
     return engine._scheduler.num_running + engine._scheduler.num_waiting == 0 and engine._pool.num_used == 0
 
 

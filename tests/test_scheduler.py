@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsql.gpu_backend.blocks import BlockPool
-from llmsql.gpu_backend.scheduler import Scheduler, Step
+from llmsql.gpu_backend.node import Node
+from llmsql.gpu_backend.scheduler import Scheduler
 from llmsql.gpu_backend.sequence import LabelNode, Sequence
-from llmsql.gpu_backend.tree import Node, PrefixTree, node_slots
+from llmsql.gpu_backend.step import Step
+from llmsql.gpu_backend.tree import PrefixTree
 
 LABELS = (LabelNode(-1, (7, 8)), LabelNode(0, (9,)), LabelNode(-1, (6,)))
 
@@ -26,10 +28,17 @@ def make_scheduler(
     max_running: int = 100,
     sharing: bool = True,
     share_in_step: bool = True,
+    caching: bool = False,
+    exact_admission: bool = True,
 ) -> Scheduler:
-    tree = PrefixTree(BlockPool(num_blocks, block_size), sharing=sharing)
+    tree = PrefixTree(BlockPool(num_blocks, block_size), sharing=sharing, caching=caching)
     return Scheduler(
-        tree, max_tokens=max_tokens, max_logits=max_logits, max_running=max_running, share_in_step=share_in_step
+        tree,
+        max_tokens=max_tokens,
+        max_logits=max_logits,
+        max_running=max_running,
+        share_in_step=share_in_step,
+        exact_admission=exact_admission,
     )
 
 
@@ -109,14 +118,14 @@ class Device:
         return [tuple(path[: position + 1]) for position in range(node.position, node.end)]
 
     def _write(self, node: Node, start: int, end: int) -> None:
-        slots = node_slots(node, end, self.scheduler.tree.pool.block_size)
+        slots = node.slots(end, self.scheduler.tree.pool.block_size)
         for offset in range(start, end):
             self.slots[slots[offset]] = self._prefixes(node)[offset]
 
     def _read(self, node: Node, end: int) -> None:
         for part in node.path():
             length = end if part is node else part.length
-            slots = node_slots(part, length, self.scheduler.tree.pool.block_size)
+            slots = part.slots(length, self.scheduler.tree.pool.block_size)
             assert [self.slots.get(slot) for slot in slots] == self._prefixes(part)[:length], f"{part} lost its KV"
 
 
@@ -251,6 +260,8 @@ def test_random_batches_with_late_arrivals_and_cancellations(data: st.DataObject
         max_running=data.draw(st.integers(1, 10), label="max_running"),
         sharing=data.draw(st.booleans(), label="sharing"),
         share_in_step=data.draw(st.booleans(), label="share_in_step"),
+        caching=data.draw(st.booleans(), label="caching"),
+        exact_admission=data.draw(st.booleans(), label="exact_admission"),
     )
     device = Device(scheduler, max_forced=data.draw(st.integers(0, 4), label="max_forced"))
     added: list[Sequence] = []
@@ -270,8 +281,10 @@ def test_random_batches_with_late_arrivals_and_cancellations(data: st.DataObject
             cancelled.add(victim)
             scheduler.check()
     device.run()
-    assert scheduler.tree.pool.num_used == 0
+    assert scheduler.tree.num_pinned_blocks == 0
+    scheduler.tree.give_up_unneeded()
     pool = scheduler.tree.pool
+    assert pool.num_used == 0
     for one in added:
         assert (one in device.finished) + (one in device.rejected) + (one in cancelled) == 1
         slots = len(one.token_ids) + max(one.max_tokens - 1, 0)

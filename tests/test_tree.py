@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsql.gpu_backend.blocks import BlockPool
+from llmsql.gpu_backend.node import Node
 from llmsql.gpu_backend.sequence import Sequence
-from llmsql.gpu_backend.tree import Node, PrefixTree, node_slots
+from llmsql.gpu_backend.tree import PrefixTree
 
 PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=10), min_size=1, max_size=12)
 
@@ -19,8 +20,8 @@ def texts(tree: PrefixTree) -> list[list[int]]:
     return [node.tokens[: node.length].tolist() for node in tree.depth_first()]
 
 
-def make(*prompts: list[int], sharing: bool = True) -> tuple[PrefixTree, list[Sequence]]:
-    tree = PrefixTree(BlockPool(64, 4), sharing=sharing)
+def make(*prompts: list[int], num_blocks: int = 64, **switches: bool) -> tuple[PrefixTree, list[Sequence]]:
+    tree = PrefixTree(BlockPool(num_blocks, 4), **switches)
     sequences = [sequence(prompt) for prompt in prompts]
     for one in sequences:
         tree.insert(one)
@@ -28,10 +29,16 @@ def make(*prompts: list[int], sharing: bool = True) -> tuple[PrefixTree, list[Se
     return tree, sequences
 
 
-def compute(tree: PrefixTree, leaf: Node) -> None:
-    tree.allocate(leaf.path())
-    for node in leaf.path():
+def run(tree: PrefixTree, one: Sequence) -> None:
+    """Start a waiting request and compute its prompt."""
+    tree.start(one)
+    tree.allocate(one.leaf.path())
+    for node in one.leaf.path():
         node.num_computed = node.length
+
+
+def blocks_needed(tree: PrefixTree, leaf: Node) -> int:
+    return sum(place.num_blocks for place in tree.placement(leaf.path()))
 
 
 def test_prompts_split_where_they_differ() -> None:
@@ -71,10 +78,9 @@ def test_a_late_request_joins_the_subtree_that_is_being_served() -> None:
 
 
 def test_splitting_inside_a_block_shares_the_block_and_keeps_the_slots() -> None:
-    tree, (first,) = make([1, 2, 3, 4, 5, 6])
-    tree.start(first)
-    compute(tree, first.leaf)
-    before = node_slots(first.leaf, 6, 4)
+    tree, (first,) = make([1, 2, 3, 4, 5, 6], caching=False)
+    run(tree, first)
+    before = first.leaf.slots(6, 4)
     second = sequence([1, 2, 3, 9])
     tree.insert(second)
     tree.check()
@@ -82,65 +88,139 @@ def test_splitting_inside_a_block_shares_the_block_and_keeps_the_slots() -> None
     assert upper is lower.parent
     assert upper is not None
     assert (upper.length, upper.num_computed, lower.length, lower.num_computed) == (3, 3, 3, 3)
-    assert node_slots(upper, 3, 4) + node_slots(lower, 3, 4) == before
+    assert upper.slots(3, 4) + lower.slots(3, 4) == before
     assert tree.pool.ref_count(upper.blocks[-1]) == 2
     tree.remove(first, waiting=False)
     tree.check()
     assert tree.pool.num_used == 1  # the prefix that the second request needs
+    assert tree.num_pinned_blocks == 0  # but it does not run yet
     tree.remove(second, waiting=True)
     assert tree.pool.num_used == 0
 
 
 def test_a_node_continues_in_its_parents_last_block_once() -> None:
-    tree, (first, second, third) = make([1, 2, 3, 4, 5], [1, 2, 3, 6, 7], [1, 2, 3])
-    assert tree.blocks_needed([*third.leaf.path()]) == 1
-    compute(tree, first.leaf)
+    tree, (first, second, third) = make([1, 2, 3, 4, 5], [1, 2, 3, 6, 7], [1, 2, 3], caching=False)
+    assert blocks_needed(tree, third.leaf) == 1
+    run(tree, first)
     assert tree.pool.num_used == 2  # 3 + 2 tokens in blocks of 4, not 1 + 1 blocks and the rest lost
-    compute(tree, second.leaf)
+    run(tree, second)
     assert second.leaf.blocks != first.leaf.blocks[:1]
     tree.check()
-    tree.remove(first, waiting=True)
+    tree.remove(first, waiting=False)
     fourth = sequence([1, 2, 3, 8])
     tree.insert(fourth)
-    assert tree.blocks_needed(fourth.leaf.path()) == 0  # the slot is free again
+    assert blocks_needed(tree, fourth.leaf) == 0  # the slot is free again
 
 
-def test_dropping_kv_keeps_the_path_that_is_named() -> None:
-    tree, (first, second) = make([1, 2, 3, 4, 5], [1, 2, 6, 7])
-    compute(tree, first.leaf)
-    compute(tree, second.leaf)
-    tree.drop_kv(keep=first.leaf.path())
+def test_a_tail_gets_blocks_as_it_grows() -> None:
+    tree, (first,) = make([1, 2, 3, 4, 5, 6])
+    run(tree, first)
+    first.tail = tree.add_private(first.leaf, np.empty(9, np.int32), 0)
+    tree.allocate([first.tail])
+    assert tree.pool.num_used == 2  # it starts in the two free slots of its prompt's last block
+    for length, blocks in ((1, 2), (2, 2), (3, 3), (9, 4)):
+        tree.grow(first.tail, length)
+        first.tail.length = first.tail.num_computed = length
+        tree.check()
+        assert tree.pool.num_used == blocks
+
+
+def test_kv_outlives_its_requests_until_blocks_are_wanted_oldest_first() -> None:
+    tree, (first, second, third) = make([1, 1, 1, 1, 1], [1, 1, 2, 2], [3, 3], num_blocks=4)
+    for one in (first, second, third):
+        run(tree, one)
+    assert tree.num_pinned_blocks == tree.pool.num_used == 4
+    for one in (third, first, second):
+        tree.remove(one, waiting=False)
+        tree.check()
+    assert (tree.num_pinned_blocks, tree.pool.num_used) == (0, 4)
+    again = sequence([1, 1, 2, 2, 9, 9, 9])
+    tree.insert(again)
+    assert again.leaf.position == 4
     tree.check()
-    assert first.leaf.num_computed == 3
-    assert second.leaf.blocks == []
-    tree.drop_kv()
-    assert tree.pool.num_used == 0
+    run(tree, again)  # needs a block: the least recently used goes
+    tree.check()
+    assert texts(tree) == [[1, 1], [1, 1, 1], [2, 2], [9, 9, 9]]
+    assert tree.cache.num_reused_tokens == 4
+    tree.give_up_unneeded()
+    tree.check()
+    assert texts(tree) == [[1, 1], [2, 2], [9, 9, 9]]
 
 
-@settings(max_examples=150, deadline=None)
-@given(PROMPTS, st.integers(1, 5), st.data())
+def test_kv_for_waiting_requests_goes_when_running_ones_want_the_blocks_the_farthest_first() -> None:
+    tree, old = make([1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 3, 3], num_blocks=3)
+    for one in old:
+        run(tree, one)
+        tree.remove(one, waiting=False)
+    waiting = [sequence([number] * 4) for number in (1, 2, 3)]
+    for one in waiting:
+        tree.insert(one)
+    new = sequence([4, 4])
+    tree.insert(new)
+    run(tree, new)
+    tree.check()
+    assert [bool(one.leaf.blocks) for one in waiting] == [True, True, False]
+    assert tree.cache.num_reused_tokens == 0
+    run(tree, waiting[0])
+    tree.check()
+    assert tree.cache.num_reused_tokens == 4
+
+
+def test_a_prompt_that_was_computed_in_part_stays_in_part() -> None:
+    tree, (first,) = make([1, 2, 3, 4, 5, 6])
+    tree.start(first)
+    tree.allocate(first.leaf.path())
+    first.leaf.num_computed = 3
+    tree.remove(first, waiting=False)
+    tree.check()
+    assert texts(tree) == [[1, 2, 3]]
+    assert tree.pool.num_used == 1
+
+
+def test_the_number_of_cached_nodes_is_bounded() -> None:
+    tree = PrefixTree(BlockPool(100, 4), max_cached_nodes=5)
+    for number in range(20):
+        one = sequence([number])
+        tree.insert(one)
+        run(tree, one)
+        tree.remove(one, waiting=False)
+        tree.check()
+    assert texts(tree) == [[number] for number in range(15, 20)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(PROMPTS, st.integers(1, 5), st.booleans(), st.integers(1, 8), st.data())
 def test_any_order_of_arrivals_and_departures_keeps_the_invariants(
-    prompts: list[list[int]], block_size: int, data: st.DataObject
+    prompts: list[list[int]], block_size: int, caching: bool, max_cached_nodes: int, data: st.DataObject
 ) -> None:
-    tree = PrefixTree(BlockPool(500, block_size))
-    alive: list[Sequence] = []
+    tree = PrefixTree(BlockPool(500, block_size), caching=caching, max_cached_nodes=max_cached_nodes)
+    waiting: list[Sequence] = []
+    running: list[Sequence] = []
     for prompt in prompts:
         one = sequence(prompt)
         tree.insert(one)
-        alive.append(one)
+        waiting.append(one)
         tree.check()
         if data.draw(st.booleans()):
-            chosen = data.draw(st.sampled_from(alive))
-            compute(tree, chosen.leaf)
-        if data.draw(st.booleans()):
-            tree.remove(alive.pop(data.draw(st.integers(0, len(alive) - 1))), waiting=True)
-        tree.check()
-        distinct = {tuple(one.token_ids[: i + 1]) for one in alive for i in range(len(one.token_ids))}
-        assert sum(node.length for node in tree.depth_first()) == len(distinct)
-        for one in alive:
+            running.append(waiting.pop(data.draw(st.integers(0, len(waiting) - 1))))
+            run(tree, running[-1])
+            tree.check()
+        for alive in (waiting, running):
+            if alive and data.draw(st.booleans()):
+                tree.remove(alive.pop(data.draw(st.integers(0, len(alive) - 1))), waiting=alive is waiting)
+                tree.check()
+        if data.draw(st.integers(0, 5)) == 0:
+            tree.give_up_idle()
+            tree.check()
+        distinct = {tuple(one.token_ids[: i + 1]) for one in waiting + running for i in range(len(one.token_ids))}
+        needed = [node for node in tree.depth_first() if node.num_requests]
+        assert sum(node.length for node in needed) == len(distinct)
+        assert caching or len(needed) == len(list(tree.depth_first()))
+        for one in waiting + running:
             assert [t for node in one.leaf.path() for t in node.tokens.tolist()] == one.token_ids.tolist()
-    for one in alive:
-        tree.remove(one, waiting=True)
-    tree.check()
+    for one in waiting + running:
+        tree.remove(one, waiting=one in waiting)
+        tree.check()
+    assert tree.root.num_requests == tree.num_pinned_blocks == 0
+    tree.give_up_unneeded()
     assert tree.pool.num_used == 0
-    assert tree.root.num_requests == 0

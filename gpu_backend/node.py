@@ -1,0 +1,95 @@
+"""A node of the prefix tree: a run of tokens, and the KV blocks that hold them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .sequence import Sequence
+
+Tokens = npt.NDArray[np.int32]
+
+
+class Node:
+    """A run of tokens at a fixed position, and the KV slots that hold them.
+
+    Token `j` lies in slot `(offset + j) % block_size` of block `blocks[(offset + j) // block_size]`.
+    """
+
+    __slots__ = (
+        "blocks",
+        "children",
+        "claimed",
+        "claims",
+        "length",
+        "num_computed",
+        "num_requests",
+        "num_waiting",
+        "offset",
+        "parent",
+        "position",
+        "private",
+        "private_children",
+        "tokens",
+        "waiting",
+        "waiting_children",
+    )
+
+    def __init__(self, parent: Node | None, tokens: Tokens, length: int, *, private: bool) -> None:
+        self.parent = parent
+        self.tokens = tokens  # [capacity]; a tail's array is filled up to `length` as tokens are generated
+        self.length = length
+        self.position = 0 if parent is None else parent.end
+        self.private = private  # belongs to one request and is not found by its tokens
+        self.children: dict[int, Node] = {}  # shared children by first token
+        self.private_children: dict[Node, None] = {}
+        self.num_requests = 0  # waiting and running requests whose path includes this node
+        self.num_waiting = 0  # those of them that wait
+        self.waiting: dict[Sequence, None] = {}  # requests that wait and end here
+        self.waiting_children: dict[Node, None] = {}  # children with num_waiting > 0, in depth-first order
+        self.blocks: list[int] = []  # empty until the first request that needs the node is admitted
+        self.offset = 0
+        self.num_computed = 0  # leading tokens whose KV is in the pool
+        self.claims = False  # starts in the free slots of its parent's last block
+        self.claimed = False  # the free slots of its own last block are taken by a child
+
+    @property
+    def end(self) -> int:
+        """Position after the node's last token."""
+        return self.position + self.length
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the node may grow to."""
+        return len(self.tokens)
+
+    @property
+    def num_running(self) -> int:
+        """Admitted requests whose path includes this node."""
+        return self.num_requests - self.num_waiting
+
+    @property
+    def num_own_blocks(self) -> int:
+        """Blocks that are free when this node goes after its children: all but the one that its parent holds too."""
+        return len(self.blocks) - self.claims
+
+    def path(self) -> list[Node]:
+        """The nodes from the root's child down to this one."""
+        nodes = []
+        node = self
+        while node.parent is not None:
+            nodes.append(node)
+            node = node.parent
+        nodes.reverse()
+        return nodes
+
+    def slots(self, count: int, block_size: int) -> list[int]:
+        """The pool slots of the first `count` tokens."""
+        places = range(self.offset, self.offset + count)
+        return [self.blocks[place // block_size] * block_size + place % block_size for place in places]
+
+    def __repr__(self) -> str:
+        return f"Node(position={self.position}, length={self.length}, computed={self.num_computed})"
