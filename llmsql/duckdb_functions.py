@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from llmsql.arguments import answer_arguments, fields_table
+from llmsql.budget import Budget
 from llmsql.functions import FUNCTIONS, Call, Function
 from llmsql.models import ModelSet
 from llmsql.operator import evaluate
@@ -37,6 +38,7 @@ class ChunkFunctions:
         self._models = models
         # The connection owns its functions, and they hold this object: a strong reference back would keep both forever.
         self._connection = weakref.ref(connection)
+        self._budget: Budget | None = None
         self._by_call: dict[Call, StageStatistics] = {}
         self._lock = threading.Lock()
         self.names: list[str] = []
@@ -46,10 +48,11 @@ class ChunkFunctions:
             for prefix in (IN_PLACE_PREFIX, self.in_place_prefix):
                 self._create(connection, prefix + function.name, self._in_place, function)
 
-    def start(self, statistics: QueryStatistics) -> None:
-        """Count into `statistics` from now on."""
+    def start(self, statistics: QueryStatistics, budget: Budget | None) -> None:
+        """Count into `statistics` and spend from `budget` from now on."""
         with self._lock:
             self.statistics, self._by_call, self.error = statistics, {}, None
+            self._budget = budget
 
     def remove(self) -> None:
         """Take the functions off the connection; nothing happens when it is gone or closed already."""
@@ -99,9 +102,8 @@ class ChunkFunctions:
     def _evaluate(self, call: Call, fields: pa.Table, prompts: pa.ChunkedArray) -> pa.Array:
         statistics = StageStatistics(call=f"{call.function}({call.prompt or '…'})", place="in place")
         try:
-            return evaluate(
-                call, fields, self._models.get(call.model), self.settings, statistics, prompts=prompts.cast(pa.string())
-            )
+            model = self._models.get(call.model, self._budget)
+            return evaluate(call, fields, model, self.settings, statistics, prompts=prompts.cast(pa.string()))
         finally:
             self._count(call, fields.num_rows, statistics)
 

@@ -31,6 +31,10 @@ class RowError(LlmsqlError):
     """A row failed and the call said `on_error := 'fail'`; the message shows the row's values."""
 
 
+class BudgetError(LlmsqlError):
+    """A statement would cost, or has cost, more than `max_rows`, `max_tokens` or `max_seconds` allow."""
+
+
 class SettingError(LlmsqlError):
     """A setting passed to `connect` or `register` is unknown or has a value out of range."""
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from llmsql.budget import Budget, BudgetedModel
 from llmsql.caching_model import CachingModel
 from llmsql.demo import MODEL_FOLDER
 from llmsql.embedded import EmbeddedModel
@@ -130,30 +131,61 @@ class ModelSet:
         self.cache = open_cache(own, settings) if cache is None else cache
         self._settings = settings
         self._named: dict[str, Model] = {}
-        self._asked: dict[str | None, Model] = {}
+        self._fingerprints: dict[str | None, bytes] = {}
         self._lock = threading.Lock()
 
-    def get(self, name: str | None) -> Model:
-        """The model called `name`, opened at its first use, behind the result cache; the session's own for None."""
-        if isinstance(self.own, _Released):
+    def add(self, name: str, model: str | os.PathLike[str] | Model) -> None:
+        """Let calls name a model: `model := 'name'`. A name that is in use is given to the new model.
+
+        Raises:
+            ModelError, SettingError: see `open_model`.
+        """
+        opened = open_model(model, self._settings)
+        with self._lock:
+            replaced = self._named.pop(name, None)
+            self._named[name] = opened
+            self._fingerprints.pop(name, None)
+        if replaced is not None:
+            release(replaced)
+
+    def share_named(self, other: ModelSet) -> None:
+        """Give another set the models that calls can name here."""
+        with self._lock:
+            named = dict(self._named)
+        for name, model in named.items():
+            other.add(name, share(model))
+
+    def get(self, name: str | None, budget: Budget | None = None) -> Model:
+        """The model called `name`, opened at its first use; the session's own for None.
+
+        It stands behind the result cache, and what the cache does not know is asked within `budget`.
+        """
+        model = self._opened(name)
+        asked: Model = model if budget is None else BudgetedModel(model, budget)
+        if self.cache is None or isinstance(model, _Released):
+            return asked
+        if not has_fingerprint(model):
+            return asked
+        return CachingModel(asked, self.cache, partial(self._fingerprint, name, model, self.cache))
+
+    def _opened(self, name: str | None) -> Model:
+        if name is None or isinstance(self.own, _Released):
             return self.own
         with self._lock:
-            if name not in self._asked:
-                model = self.own
-                if name is not None:
-                    model = self._named[name] = acquire(name, self._settings)
-                self._asked[name] = self._behind_cache(model)
-            return self._asked[name]
+            if name not in self._named:
+                self._named[name] = acquire(name, self._settings)
+            return self._named[name]
 
-    def _behind_cache(self, model: Model) -> Model:
-        if self.cache is None:
-            return model
-        return CachingModel(model, self.cache, partial(_fingerprint, model, self.cache))
+    def _fingerprint(self, name: str | None, model: Model, cache: ResultCache) -> bytes:
+        with self._lock:
+            if name not in self._fingerprints:
+                self._fingerprints[name] = _fingerprint(model, cache)
+            return self._fingerprints[name]
 
     def release(self) -> None:
         """Give all models back. Idempotent."""
         with self._lock:
-            named, self._named, self._asked = self._named, {}, {}
+            named, self._named = self._named, {}
             for model in (self.own, *named.values()):
                 release(model)
             self.own = _Released()
@@ -170,7 +202,7 @@ def open_cache(model: Model, settings: Settings) -> ResultCache | None:
         wanted = isinstance(model, EmbeddedModel)
     if wanted is False:
         return None
-    if not isinstance(model, EmbeddedModel) and not isinstance(getattr(model, "fingerprint", None), bytes):
+    if not has_fingerprint(model):
         raise SettingError(
             f"setting 'cache': {type(model).__name__} has no 'fingerprint' (bytes) under which to keep its answers"
         )
@@ -186,11 +218,15 @@ def open_cache(model: Model, settings: Settings) -> ResultCache | None:
         return cache
 
 
+def has_fingerprint(model: Model) -> bool:
+    """Whether answers of the model can be kept."""
+    return isinstance(model, EmbeddedModel) or isinstance(getattr(model, "fingerprint", None), bytes)
+
+
 def _fingerprint(model: Model, cache: ResultCache) -> bytes:
     if not isinstance(model, EmbeddedModel):
         found = getattr(model, "fingerprint", None)
-        if not isinstance(found, bytes):
-            raise ModelError(f"the model ({type(model).__name__}) has no 'fingerprint' to keep its answers under")
+        assert isinstance(found, bytes)
         return found
     folder = Path(model.name) if Path(model.name).is_dir() else hub_folder(model.name)
     if folder is None:

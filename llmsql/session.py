@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 import time
@@ -17,25 +18,34 @@ import pyarrow as pa
 from sqlglot import exp
 
 from llmsql import models
+from llmsql.budget import Budget
 from llmsql.duckdb_catalog import DuckDBCatalog
 from llmsql.duckdb_functions import ChunkFunctions
-from llmsql.errors import ClosedError, LlmsqlError, QueryError
+from llmsql.errors import ClosedError, LlmsqlError, QueryError, SettingError
 from llmsql.execution import PlanRunner, Run
 from llmsql.model import Model
 from llmsql.planner import Plan, plan_statement
 from llmsql.planner.calls import has_llm_call
-from llmsql.planner.parsing import mentions_llm_call, name_parameters, parse_statement, split_statements
+from llmsql.planner.parsing import (
+    ERRORS_FUNCTION,
+    mentions_llm_call,
+    name_errors_table,
+    name_parameters,
+    parse_statement,
+    split_statements,
+)
 from llmsql.result_cache import ResultCache
 from llmsql.scan import caller_variables, run_with_variables
 from llmsql.settings import Settings
 from llmsql.statistics import QueryStatistics
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
+ERRORS_TABLE = "llmsql_errors"  # what llm_errors() reads
 EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
 
 
 class LlmsqlWarning(UserWarning):
-    """Rows of a statement failed and are NULL; `last_query.errors` has the reasons."""
+    """Rows of a statement failed and are NULL; `llm_errors()` lists the reasons."""
 
 
 class Session:
@@ -87,6 +97,7 @@ class Session:
             QueryError: a statement with LLM calls does not parse, bind or execute.
             ModelError: the model cannot be loaded or run.
             RowError: a row failed and the call said `on_error := 'fail'`.
+            BudgetError: the statement costs more than `max_rows`, `max_tokens` or `max_seconds`.
         """
         with self._lock:
             variables = caller_variables()
@@ -94,6 +105,7 @@ class Session:
             result = None
             for number, (text, tree) in enumerate(statements, start=1):
                 given = params if number == len(statements) else None
+                variables[ERRORS_TABLE] = self.last_query.errors_to_arrow()
                 if tree is None:
                     options: dict[str, Any] = {} if given is None else {"params": given}
                     result = run_with_variables(partial(self._connection.sql, text, **options), variables)
@@ -110,6 +122,7 @@ class Session:
             statements = self._statements(query) if isinstance(query, str) else [(query, None)]
             for number, (text, tree) in enumerate(statements, start=1):
                 given = parameters if number == len(statements) else None
+                variables[ERRORS_TABLE] = self.last_query.errors_to_arrow()
                 if tree is None:
                     arguments = (text,) if given is None else (text, given)
                     run_with_variables(partial(self._connection.execute, *arguments), variables)
@@ -138,7 +151,24 @@ class Session:
         """Another session on the same database and model, for another thread."""
         self._require_open()
         model = models.share(self._models.own)
-        return Session(self._connection.cursor(), model, self.settings, owns_connection=True, cache=self.cache)
+        session = Session(self._connection.cursor(), model, self.settings, owns_connection=True, cache=self.cache)
+        self._models.share_named(session._models)
+        return session
+
+    def add_model(self, name: str, model: str | os.PathLike[str] | Model) -> None:
+        """Give a model a name for calls: after `con.add_model("fast", "/path")` they say `model := 'fast'`.
+
+        Args:
+            name: how calls call it; a name that is in use is given to the new model.
+            model: as for `llmsql.connect`.
+
+        Raises:
+            ModelError, SettingError: as `llmsql.connect`.
+        """
+        self._require_open()
+        if not isinstance(name, str) or not name.strip():
+            raise SettingError(f"a model's name must be a text that is not empty, not {name!r}")
+        self._models.add(name, model)
 
     @property
     def cache(self) -> ResultCache | None:
@@ -182,6 +212,8 @@ class Session:
         self._drop_results(self._unused)
         if not mentions_llm_call(query):
             return [(query, None)]
+        if ERRORS_FUNCTION in query.lower():
+            query = name_errors_table(query, "duckdb", ERRORS_TABLE)
         found: list[tuple[str, exp.Expression | None]] = []
         for text in split_statements(query, "duckdb"):
             explained = EXPLAIN.match(text)
@@ -224,12 +256,12 @@ class Session:
         """The life of a query: plan, run the stages, run the final statement, clean up; all in one transaction."""
         started = time.perf_counter()
         statistics = self.last_query = QueryStatistics(sql=text)
-        self._functions.start(statistics)
+        budget = Budget.of(self.settings)
+        self._functions.start(statistics, budget)
         parameters = name_parameters(params)
         explained = EXPLAIN.match(text)
-        runner = PlanRunner(
-            self._runner(variables), self._read, parameters, self._models.get, self.settings, statistics
-        )
+        model_for = partial(self._models.get, budget=budget)
+        runner = PlanRunner(self._runner(variables), self._read, parameters, model_for, self.settings, statistics)
         result: _Result | None
         own_transaction = False
         try:
@@ -328,7 +360,7 @@ class Session:
             first = statistics.errors[0]
             warnings.warn(
                 f"{failed} of {statistics.model_calls} rows failed and are NULL; the first: {first.error} "
-                "(all reasons: last_query.errors)",
+                "(all reasons: SELECT * FROM llm_errors())",
                 LlmsqlWarning,
                 stacklevel=4,
             )

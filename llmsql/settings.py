@@ -25,7 +25,10 @@ class Settings:
         batch_rows: distinct rows that are read, ordered and run at a time (bounds memory).
     Calls:
         on_error: 'null' (a failed row becomes NULL with its reason in `last_query.errors`) or 'fail'.
-        max_tokens: longest free-text answer, in tokens, unless the call says otherwise.
+        max_output_tokens: longest free-text answer, in tokens, unless the call says otherwise.
+        max_rows, max_tokens, max_seconds: what one statement may cost: rows that the model is asked about, tokens that
+            it runs (computed prompt tokens and output), seconds. More raises `BudgetError`, before the rows are asked
+            where it can be known; finished answers stay in the result cache. None: no limit.
         progress: show a progress bar on stderr; None means only when it is a terminal.
     Result cache:
         cache: keep answers, so that equal questions are not paid for again: True (in the user's cache folder, or where
@@ -48,7 +51,10 @@ class Settings:
     reorder: bool = True
     batch_rows: int = 100_000
     on_error: str = "null"
-    max_tokens: int = 64
+    max_output_tokens: int = 64
+    max_rows: int | None = None
+    max_tokens: int | None = None
+    max_seconds: float | None = None
     progress: bool | None = None
     cache: bool | str | os.PathLike[str] | None = None
     cache_size: int | str = DEFAULT_SIZE
@@ -99,12 +105,18 @@ class Settings:
         for name in ("plan", "deduplicate", "reorder", "prefix_sharing", "cascade", "trust_remote_code"):
             if not isinstance(getattr(self, name), bool):
                 raise SettingError(f"setting {name!r} must be True or False, not {getattr(self, name)!r}")
-        for name in ("batch_rows", "max_tokens", "max_batch_tokens"):
+        for name in ("batch_rows", "max_output_tokens", "max_batch_tokens", "max_rows", "max_tokens"):
             value = getattr(self, name)
-            if name == "max_batch_tokens" and value is None:
+            if value is None and name in ("max_batch_tokens", "max_rows", "max_tokens"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SettingError(f"setting {name!r} must be a whole number of at least 1, not {value!r}")
+        if self.max_seconds is not None and (
+            not isinstance(self.max_seconds, (int, float))
+            or isinstance(self.max_seconds, bool)
+            or self.max_seconds <= 0
+        ):
+            raise SettingError(f"setting 'max_seconds' must be a number above 0, not {self.max_seconds!r}")
         if self.cache is not None and not isinstance(self.cache, (bool, str, os.PathLike)):
             raise SettingError(f"setting 'cache' must be True, False, a path or ':memory:', not {self.cache!r}")
         self.cache_bytes()

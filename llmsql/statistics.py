@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+
+import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,16 @@ _COUNTERS = (
     "failed",
     "truncated",
 )
+STATISTICS_SCHEMA = pa.schema(
+    [
+        ("call", pa.string()),
+        ("place", pa.string()),
+        *((name, pa.float64() if name.endswith("seconds") else pa.int64()) for name in _COUNTERS),
+        ("hit_rate", pa.float64()),
+        ("predicted_hit_rate", pa.float64()),
+    ]
+)
+ERRORS_SCHEMA = pa.schema([("call", pa.string()), ("row", pa.string()), ("error", pa.string())])
 
 
 @dataclass
@@ -117,6 +130,32 @@ class QueryStatistics:
     def errors(self) -> list[RowFailure]:
         """The failed rows and why they failed."""
         return [failure for stage in self.stages for failure in stage.failures]
+
+    def to_arrow(self) -> pa.Table:
+        """The counters as a table with one row per call."""
+        rows = [
+            {
+                "call": stage.call,
+                "place": stage.place,
+                **{name: getattr(stage, name) for name in _COUNTERS},
+                "hit_rate": stage.hit_rate,
+                "predicted_hit_rate": stage.predicted_hit_rate,
+            }
+            for stage in self.stages
+        ]
+        return pa.Table.from_pylist(rows, STATISTICS_SCHEMA)
+
+    def errors_to_arrow(self) -> pa.Table:
+        """The failed rows as a table: the call, the row's values as JSON, and why it failed."""
+        rows = [
+            {
+                "call": failure.call,
+                "row": json.dumps(failure.values, ensure_ascii=False, default=str),
+                "error": failure.error,
+            }
+            for failure in self.errors
+        ]
+        return pa.Table.from_pylist(rows, ERRORS_SCHEMA)
 
     def report(self) -> str:
         """The counters as a table in plain text."""

@@ -15,12 +15,28 @@ from llmsql.errors import QueryError
 from llmsql.planner.calls import POSITION, is_llm_call
 
 MENTIONS_CALL = re.compile(r"\bllm(_\w+)?\s*\(", re.IGNORECASE)
+ERRORS_FUNCTION = "llm_errors"
 PARAMETER = "llmsql_parameter_"
 
 
 def mentions_llm_call(sql: str) -> bool:
     """Whether the text may hold an LLM call; false means that it certainly holds none."""
     return MENTIONS_CALL.search(sql) is not None
+
+
+def name_errors_table(sql: str, dialect: str, name: str) -> str:
+    """The text with the table function `llm_errors()` replaced by a table called `name`.
+
+    >>> name_errors_table("SELECT call FROM llm_errors() AS e", "duckdb", "errors_of_last")
+    'SELECT call FROM errors_of_last AS e'
+    """
+    pieces, last = [], 0
+    tokens = _tokens(sql, dialect)
+    for first, opening, closing in zip(tokens, tokens[1:], tokens[2:]):
+        if first.text.lower() == ERRORS_FUNCTION and (opening.text, closing.text) == ("(", ")"):
+            pieces += [sql[last : first.start], name]
+            last = closing.end + 1
+    return "".join([*pieces, sql[last:]])
 
 
 def split_statements(sql: str, dialect: str) -> list[str]:
