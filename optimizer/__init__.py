@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .approximate_dependencies import dependency_errors
 from .cells import Cells, encode
 from .deduplication import Deduplication, deduplicate
-from .dependencies import find_dependencies
+from .dependencies import Dependency, find_dependencies
 from .errors import OptimizerError
 from .finite_cache import FiniteCacheHits, finite_cache_hits
 from .icicle import icicle
@@ -21,6 +22,7 @@ __all__ = [
     "Cells",
     "ColumnStatistics",
     "Deduplication",
+    "Dependency",
     "FiniteCacheHits",
     "OptimizerError",
     "Ordering",
@@ -30,6 +32,7 @@ __all__ = [
     "column_statistics",
     "cut",
     "deduplicate",
+    "dependency_errors",
     "encode",
     "find_dependencies",
     "finite_cache_hits",

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from .dependencies import Dependency
+
 MAX_LISTED = 10
 
 
@@ -25,16 +27,27 @@ class OrderingStats:
     partial_units: int  # of them in the begin of the first cell that differs; an estimate unless in characters
     unit: str
     seconds: float  # encoding included where a table was given
-    equivalent: tuple[tuple[str, ...], ...] = ()  # columns that determine each other, chosen as one by ggr and tree
+    dependencies: tuple[Dependency, ...] = ()  # found or given; tree and ggr choose mutual ones as one column
     candidates: Mapping[str, int] = field(
         default_factory=dict
     )  # units found, partly shared cells included, by each method scored
-    rows_too_long: int = 0  # left out of the figures, as they exceed the capacity that was given
+    candidate_seconds: Mapping[str, float] = field(default_factory=dict)  # to plan and to count each
+    capacity: int | None = None  # of the cache, in units; None is unbounded
+    rows_too_long: int = 0  # left out of the figures, as they exceed the capacity
 
     @property
     def hit_rate(self) -> float:
         """Predicted share of units that need no computing, 0 to 1."""
-        return (self.hit_units + self.partial_units) / self.units if self.units else 0.0
+        return self.share(self.hit_units + self.partial_units)
+
+    @property
+    def computed_units(self) -> int:
+        """Units that an earlier prompt does not have as a prefix."""
+        return self.units - self.hit_units - self.partial_units
+
+    def share(self, units: int) -> float:
+        """Such units as a share of all, 0 to 1."""
+        return units / self.units if self.units else 0.0
 
 
 @dataclass(frozen=True)
@@ -48,17 +61,33 @@ class Ordering:
     items: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     def explain(self) -> str:
-        """A few lines for people: rows, distinct rows, units, predicted hit rate, and what the candidates reached."""
+        """For people: rows, units before and after, dependencies, and what each method that was scored would reach."""
         stats = self.stats
-        lines = [
-            f"rows {stats.num_rows:,} -> distinct {stats.num_distinct:,}, columns {stats.num_columns:,}",
-            f"{stats.unit} {stats.units:,} -> computed {stats.units - stats.hit_units - stats.partial_units:,}",
-            f"predicted prefix hit rate {stats.hit_rate:.1%} (method {stats.chosen}, {stats.seconds:.2f} s)",
+        unit = stats.unit
+        facts = [
+            ("rows", f"{stats.num_rows:,} -> {stats.num_distinct:,} distinct, {stats.num_columns:,} columns"),
+            (unit, f"{stats.units:,} -> {stats.computed_units:,} to compute"),
+            ("prefix hit rate", f"{stats.hit_rate:.1%} predicted, {stats.share(stats.hit_units):.1%} in whole cells"),
+            ("method", f"{stats.chosen}, {stats.seconds:.2f} s in all"),
         ]
-        lines += [f"chosen as one: {' = '.join(names)}" for names in stats.equivalent[:MAX_LISTED]]
-        if stats.rows_too_long:
-            lines.append(f"{stats.rows_too_long:,} rows exceed the capacity by themselves and are not counted")
+        if stats.capacity is not None:
+            left_out = f"; {stats.rows_too_long:,} rows exceed it and are not counted" if stats.rows_too_long else ""
+            facts.append(("capacity", f"{stats.capacity:,} {unit}{left_out}"))
+        facts += [("dependency", str(dependency)) for dependency in stats.dependencies[:MAX_LISTED]]
+        if len(stats.dependencies) > MAX_LISTED:
+            facts.append(("", f"and {len(stats.dependencies) - MAX_LISTED:,} more dependencies"))
+        return "\n".join([*_aligned(facts), "", *self._methods()])
+
+    def _methods(self) -> list[str]:
+        stats = self.stats
+        lines = [("scored", "hit rate", "seconds")]
         for name, hits in stats.candidates.items():
-            rate = hits / stats.units if stats.units else 0.0
-            lines.append(f"  {name}: {rate:.1%}")
-        return "\n".join(lines)
+            seconds = f"{stats.candidate_seconds[name]:.2f}" if name in stats.candidate_seconds else ""
+            lines.append((name, f"{stats.share(hits):.1%}", seconds))
+        width = max(len(name) for name, _, _ in lines)
+        return [f"{name:<{width}}  {rate:>8}  {seconds:>7}".rstrip() for name, rate, seconds in lines]
+
+
+def _aligned(facts: list[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in facts)
+    return [f"{name:<{width}}  {text}" for name, text in facts]

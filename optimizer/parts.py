@@ -17,7 +17,8 @@ def cut(cells: Cells, ordering: Ordering, num_parts: int) -> Ints:
     """Places at which to cut the shown rows, int64 [num_parts + 1] from 0 to the number of rows.
 
     Part i is the shown rows from cuts[i] up to cuts[i + 1]. Parts are equal in units that must be computed, not in
-    rows; a cut lies where neighbours share little, since what they share is computed on both sides of it.
+    rows: what is computed before a cut is off its share by LEEWAY of a part at most, or by half a row where rows are
+    larger. Within that a cut lies where neighbours share little, since what they share is computed on both sides.
     Raises OptimizerError for less than one part.
     """
     if num_parts < 1:
@@ -28,11 +29,12 @@ def cut(cells: Cells, ordering: Ordering, num_parts: int) -> Ints:
     part = done[-1] / num_parts
     cuts = [0]
     for number in range(1, num_parts):
-        nearby = np.searchsorted(done, [(number - LEEWAY) * part, (number + LEEWAY) * part])
-        first, last = max(int(nearby[0]), cuts[-1]), min(int(nearby[1]), cells.num_rows)
-        places = np.arange(first, max(last, first + 1))
-        losses = np.append(shared, 0)[places]
-        cuts.append(min(int(places[losses.argmin()]), cells.num_rows))
+        goal = number * part
+        first, last = np.searchsorted(done, [goal - LEEWAY * part, goal + LEEWAY * part], "left").tolist()
+        places = np.arange(first, last) if first < last else np.array([max(first - 1, 0), min(first, cells.num_rows)])
+        # within the leeway the cheapest place; where a row is more than that, the nearer one
+        losses = np.append(shared, 0)[places] if first < last else np.abs(done[places] - goal)
+        cuts.append(max(int(places[losses.argmin()]), cuts[-1]))
     return np.array([*cuts, cells.num_rows], dtype=np.int64)
 
 

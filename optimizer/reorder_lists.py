@@ -25,7 +25,7 @@ class _Candidate:
 
 
 def reorder_lists(
-    table: pa.Table, names: list[str], reorder: Callable[[Cells], Ordering], *, sharing: bool
+    table: pa.Table, *, names: list[str], reorder: Callable[[Cells], Ordering], sharing: bool
 ) -> Ordering:
     """Order rows, fields and the items of the named list fields; `reorder` orders what has no such fields.
 

@@ -125,19 +125,9 @@ def test_given_dependencies_are_trusted() -> None:
             assert sorted(reorder(table, method=method, dependencies=pairs).rows.tolist()) == list(range(12))
 
 
-def test_equivalent_columns_are_named() -> None:
-    table = pa.table(
-        {"name": list("aabbc"), "id": [1, 1, 2, 2, 3], "brand": list("xxxxy"), "review": range(5), "key": range(5)}
-    )
-    ordering = reorder(table)
-    assert ordering.stats.equivalent == (("name", "id"),)
-    assert "chosen as one: name = id" in ordering.explain()
-    assert reorder(table, dependencies=[]).stats.equivalent == ()
-
-
 def test_chains_and_cycles_of_given_dependencies() -> None:
     known = given_dependencies("abcd", [("a", "b"), ("b", "c"), ("c", "a")])
     assert known.tolist() == [[True, True, True, False]] * 3 + [[False, False, False, True]]
     assert equivalent_columns(known).tolist() == [0, 0, 0, 3]
-    with pytest.raises(OptimizerError, match=r"dependency \('a', 'z'\) is not a pair of columns; columns are a, b"):
+    with pytest.raises(OptimizerError, match=r"dependency \('a', 'z'\) is not a pair of columns .* columns are a, b"):
         given_dependencies("ab", [("a", "z")])
