@@ -23,6 +23,15 @@ class LayerShape:
         return self.kv_heads * (self.key_dim + self.value_dim)
 
 
+@dataclass(frozen=True)
+class LayerAttention:
+    """How one attention layer scores its keys."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
 class KVCache:
     """Keys and values of every layer, by slot; which slot holds what is the tree's business."""
 

@@ -92,8 +92,9 @@ class TorchOperators:
         value_pool: torch.Tensor,
         slots: torch.Tensor,
     ) -> torch.Tensor:
-        """See `Operators.rotary_and_write`."""
-        cos, sin = cos[positions, None].to(query.dtype), sin[positions, None].to(query.dtype)
+        """See `Operators.rotary_and_write`; cos and sin may also be what `token_angles` returned."""
+        if cos.dim() == 2:
+            cos, sin = token_angles(cos, sin, positions, query.dtype)
         key_pool.index_copy_(0, slots, _rotate(key, cos, sin).to(key_pool.dtype))
         value_pool.index_copy_(0, slots, value.to(value_pool.dtype))
         return _rotate(query, cos, sin)
@@ -107,6 +108,16 @@ class TorchOperators:
         """See `Operators.gelu_and_mul`."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.gelu(gate, approximate="tanh").mul_(up)
+
+
+def token_angles(
+    cos: torch.Tensor,  # [positions, head_dim // 2]
+    sin: torch.Tensor,  # [positions, head_dim // 2]
+    positions: torch.Tensor,  # [tokens] int64
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [tokens, 1, head_dim // 2] of a step's tokens, to be made once for all layers."""
+    return cos.index_select(0, positions).to(dtype)[:, None], sin.index_select(0, positions).to(dtype)[:, None]
 
 
 def _rotate(

@@ -1,0 +1,151 @@
+"""From transformers' modules to a fused decoder, for the families whose code is known here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .decoder import FusedDecoder
+from .decoder_layer import DecoderLayer, Norm
+from .errors import EngineError
+from .kv_cache import LayerAttention, LayerShape
+from .linear import join
+from .loading import max_context
+from .operators import Operators
+from .rotary import Angles, RotaryTable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FAMILIES = ("Llama", "Qwen2", "Qwen3", "Mistral", "Gemma2", "Gemma3")
+"""Classes `<family>ForCausalLM` of transformers; Gemma3's is its language model without the vision tower."""
+
+_ACTIVATIONS = {"silu": "silu_and_mul", "swish": "silu_and_mul", "gelu_pytorch_tanh": "gelu_and_mul"}
+_TORCH_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList)
+
+
+class NotFusedError(EngineError):
+    """The model has no fused decoder; the message says why."""
+
+
+def check_family(model: PreTrainedModel) -> None:
+    """Raise NotFusedError unless every module of the model is transformers' own code of a known family."""
+    name = type(model).__name__
+    family = name.removesuffix("ForCausalLM")
+    package = f"transformers.models.{family.lower()}."
+    if family not in FAMILIES or not type(model).__module__.startswith(package):
+        raise NotFusedError(f"{name} is not one of the families {', '.join(FAMILIES)}")
+    for path, module in model.named_modules():
+        kind = type(module)
+        known = kind in _TORCH_MODULES or kind.__module__.startswith((package, "transformers.activations", "torch.nn"))
+        if not known:
+            raise NotFusedError(f"module {path} of {name} is a {kind.__module__}.{kind.__name__}")
+        hooks = (module._forward_hooks, module._forward_pre_hooks, getattr(module, "parametrizations", None))
+        if any(hooks) or "forward" in vars(module):
+            raise NotFusedError(f"module {path} of {name} is changed by hooks or by a forward method of its own")
+    activation = _activation(model)
+    if activation not in _ACTIVATIONS:
+        raise NotFusedError(f"{name} has the activation {activation!r}")
+
+
+def fuse(
+    model: PreTrainedModel,
+    attention: Sequence[LayerAttention],
+    shapes: Sequence[LayerShape],
+    *,
+    operators: Operators,
+    copy: bool,
+) -> FusedDecoder:
+    """The decoder with the model's weights, layer by layer, so that one layer at most is held twice.
+
+    `attention` is how the model's own layers were seen to attend. See `linear.join` for what happens to the modules'
+    weights, and for `copy`.
+    """
+    base: Any = model.model
+    config: Any = model.config
+    offset = type(model).__name__.startswith("Gemma")
+    tables: dict[str, int] = {}
+    rotary_of = []
+    for number in range(len(base.layers)):
+        kind = config.layer_types[number] if isinstance(getattr(base.rotary_emb, "rope_type", None), dict) else ""
+        rotary_of.append(tables.setdefault(kind, len(tables)))
+    layers = []
+    for number, (layer, options, shape) in enumerate(zip(base.layers, attention, shapes)):
+        layers.append(_layer(layer, number, number == len(base.layers) - 1, options, shape, offset, model, copy))
+    embedding = base.embed_tokens
+    tied = model.lm_head.weight is embedding.weight
+    return FusedDecoder(
+        embedding=embedding.weight,
+        embedding_scale=_embedding_scale(embedding),
+        layers=layers,
+        rotary=[
+            RotaryTable(_angles(base.rotary_emb, kind), embedding.weight.device, max_context(model)) for kind in tables
+        ],
+        rotary_of=rotary_of,
+        norm=_norm(base.norm, offset),
+        head=join([model.lm_head], copy=copy and not tied),
+        logit_softcap=getattr(config, "final_logit_softcapping", None),
+        operators=operators,
+    )
+
+
+def _layer(
+    layer: Any,
+    index: int,
+    last: bool,
+    options: LayerAttention,
+    shape: LayerShape,
+    offset: bool,
+    model: PreTrainedModel,
+    copy: bool,
+) -> DecoderLayer:
+    attention, mlp = layer.self_attn, layer.mlp
+    gemma = hasattr(layer, "pre_feedforward_layernorm")
+    keys = [attention.k_proj, attention.v_proj]
+    return DecoderLayer(
+        index=index,
+        heads=attention.q_proj.out_features // shape.key_dim,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.key_dim,
+        options=options,
+        input_norm=_norm(layer.input_layernorm, offset),
+        query_norm=_norm(attention.q_norm, offset) if hasattr(attention, "q_norm") else None,
+        key_norm=_norm(attention.k_norm, offset) if hasattr(attention, "k_norm") else None,
+        query=join([attention.q_proj], copy=copy) if last else None,
+        key_value=join(keys if last else [attention.q_proj, *keys], copy=copy),
+        output=join([attention.o_proj], copy=copy),
+        attention_norm=_norm(layer.post_attention_layernorm, offset) if gemma else None,
+        mlp_input_norm=_norm(layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm, offset),
+        gate_up=join([mlp.gate_proj, mlp.up_proj], copy=copy),
+        activation=_ACTIVATIONS[_activation(model)],
+        down=join([mlp.down_proj], copy=copy),
+        mlp_norm=_norm(layer.post_feedforward_layernorm, offset) if gemma else None,
+    )
+
+
+def _norm(module: Any, offset: bool) -> Norm:
+    eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+    return Norm(module.weight, eps, offset)
+
+
+def _activation(model: PreTrainedModel) -> str:
+    name = getattr(model.config, "hidden_activation", None) or getattr(model.config, "hidden_act", None)
+    return str(name)
+
+
+def _embedding_scale(embedding: Any) -> float | None:
+    """Gemma's factor, rounded to the weights' type as there."""
+    scale = getattr(embedding, "embed_scale", None)
+    return None if scale is None else float(scale.to(embedding.weight.dtype))
+
+
+def _angles(module: Any, kind: str) -> Angles:
+    def angles(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        like = torch.empty(0, dtype=torch.float32, device=positions.device)
+        cos, sin = module(like, positions, *([kind] if kind else []))
+        return cos, sin
+
+    return angles
