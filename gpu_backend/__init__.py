@@ -13,6 +13,7 @@ from .cpu_threads import let_idle_threads_sleep
 if TYPE_CHECKING:
     from .engine import Engine
     from .errors import EngineError, MemoryBudgetError, ModelError, RequestError
+    from .grammar import Grammar
     from .request import Completion, Request
     from .stats import EngineStats
     from .tokenizer import PromptTokenizer
@@ -22,6 +23,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineStats",
+    "Grammar",
     "MemoryBudgetError",
     "ModelError",
     "PromptTokenizer",
@@ -34,6 +36,7 @@ _MODULE_OF = {
     "Engine": "engine",
     "EngineError": "errors",
     "EngineStats": "stats",
+    "Grammar": "grammar",
     "MemoryBudgetError": "errors",
     "ModelError": "errors",
     "PromptTokenizer": "tokenizer",

@@ -13,13 +13,16 @@ import torch
 
 from .batch import StepBatch, build_batch
 from .blocks import BlockPool
-from .choices import best_choice
+from .completion import completion
 from .errors import EngineError, ModelError, RequestError
 from .fair_lock import FairLock
+from .grammar import GrammarCompiler
 from .intake import Intake
 from .loading import eos_token_ids, load_model, max_context, resolve_device, resolve_dtype
+from .masks import MaskMaker, StepMasks
 from .memory import max_logit_rows, num_kv_blocks
 from .model_runner import ModelRunner
+from .output import CANNOT_GO_ON
 from .readout import NOT_A_NUMBER, next_tokens, score_labels
 from .request import Completion, FinishReason, Request
 from .scheduler import Scheduler
@@ -66,6 +69,8 @@ class Engine:
         cascade: bool = True,
         prefix_cache: bool = True,
         exact_admission: bool = True,
+        forced_tokens: bool = True,
+        overlap_masks: bool = True,
     ) -> None:
         """Load the model and make its KV pool.
 
@@ -87,6 +92,8 @@ class Engine:
             exact_admission: False keeps blocks for `max_tokens` of output free from a request's start; otherwise it
                 starts when the blocks will be free by the time that it needs them.
             cascade: False lets every row read all of its keys by itself (torch path only).
+            forced_tokens: False asks the model also for the tokens about which a grammar leaves no choice.
+            overlap_masks: False finds the tokens that grammars allow before the model runs, not beside it.
 
         Raises:
             ModelError: the model cannot be loaded or its architecture is not supported.
@@ -132,7 +139,10 @@ class Engine:
             max_context=self.max_context,
             eos_token_ids=self.eos_token_ids,
             tokenizer=lambda: self.tokenizer,
+            grammars=GrammarCompiler(lambda: self.tokenizer, self._runner.vocab_size, self.eos_token_ids),
+            forced_tokens=forced_tokens,
         )
+        self._masks = MaskMaker(overlap=overlap_masks)
         self._trust_remote_code = trust_remote_code
         self._tokenizer_source = tokenizer if tokenizer is not None else model
         self._tokenizer: PromptTokenizer | ModelError | None = None
@@ -187,6 +197,7 @@ class Engine:
             self._closed = True
             for stream in self._streams:
                 stream.drop(self._scheduler)
+            self._masks.close()
             del self._runner
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -231,16 +242,19 @@ class Engine:
         self.stats.cached_tokens = self._scheduler.tree.cache.num_reused_tokens
         batch = build_batch(step, self.block_size)
         scheduled = time.perf_counter()
+        masks = self._masks.start(batch)
         try:
             logits = self._runner.forward(batch)
         except (RuntimeError, ValueError) as problem:
             # Nothing is committed: the requests of other callers are scheduled again.
             raise EngineError(f"the model failed in a step of {step.num_tokens} tokens: {problem}") from problem
+        finally:
+            masks.wait()
         ran = time.perf_counter()
         try:
             self._scheduler.commit(step)
             self._count(step.chunks)
-            self._read(batch, logits, step.prefilled)
+            self._read(batch, logits, masks, step.prefilled)
         except BaseException:
             self._interrupt(step)
             raise
@@ -250,25 +264,27 @@ class Engine:
         self.stats.model_seconds += ran - scheduled
         self.stats.sample_seconds += time.perf_counter() - ran
 
-    def _read(self, batch: StepBatch, logits: torch.Tensor, prefilled: list[Sequence]) -> None:
+    def _read(self, batch: StepBatch, logits: torch.Tensor, masks: StepMasks, prefilled: list[Sequence]) -> None:
         """Turn the step's logits into tokens and scores, and finish the requests that are done."""
         score_labels(batch, logits)
         for sequence in prefilled:
             if sequence.scores_only:
                 self._finish_choice(sequence)
-        for sequence, token in next_tokens(batch, logits):
-            job = job_of(sequence)
-            if token is None:
-                self._finish(sequence, "error", error=NOT_A_NUMBER)
+        for sequence, token_id, log_prob, error in next_tokens(batch, logits, masks):
+            output = job_of(sequence).output
+            assert output is not None
+            if error is not None:
+                self._finish(sequence, "error", error=error)
                 continue
-            job.output.append(token)
-            self.stats.output_tokens += 1
-            if token in self.eos_token_ids and not job.request.ignore_eos:
-                self._finish(sequence, "stop")
-            elif len(job.output) == sequence.max_tokens:
-                self._finish(sequence, "length")
+            added = output.add(token_id, log_prob)
+            self.stats.output_tokens += len(added)
+            self.stats.forced_tokens += len(added) - 1
+            if output.problem is not None:
+                self._finish(sequence, "error", error=f"{CANNOT_GO_ON}: {output.problem}")
+            elif output.finish_reason is not None:
+                self._finish(sequence, output.finish_reason)
             else:
-                self._scheduler.append(sequence, token)
+                self._scheduler.append(sequence, added)
 
     # Requests on their way in and out.
 
@@ -284,39 +300,35 @@ class Engine:
                 )
                 continue
             self.stats.prompt_tokens += len(sequence.token_ids)
+            output = job_of(sequence).output
+            if output is not None:
+                self.stats.output_tokens += len(output.token_ids)
+                self.stats.forced_tokens += len(output.token_ids)
+                if output.finish_reason is not None:  # its grammar leaves nothing to ask the model
+                    stream.finished.append(completion(job_of(sequence), output.finish_reason, decode=self._decode))
+                    continue
             stream.live[sequence] = None
             self._scheduler.add(sequence)
         if requests and stream not in self._streams:
             self._streams.append(stream)
 
     def _finish_choice(self, sequence: Sequence) -> None:
-        job = job_of(sequence)
-        assert job.choices is not None
-        if np.isnan(job.scores).any():
+        scores = job_of(sequence).scores
+        assert scores is not None
+        if np.isnan(scores.log_probs).any():
             self._finish(sequence, "error", error=NOT_A_NUMBER)
-            return
-        self._finish(sequence, "choice", choice_index=best_choice(job.scores))
+        else:
+            self._finish(sequence, "choice")
 
-    def _finish(
-        self, sequence: Sequence, reason: FinishReason, *, error: str | None = None, choice_index: int | None = None
-    ) -> None:
+    def _finish(self, sequence: Sequence, reason: FinishReason, *, error: str | None = None) -> None:
         job = job_of(sequence)
         if sequence in job.stream.live:
             del job.stream.live[sequence]
         if not (reason == "error" and not sequence.started):  # rejected ones are not in the tree any more
             self._scheduler.remove(sequence)
-        output, text, log_probs = tuple(job.output), "", None
-        if choice_index is not None and job.choices is not None:
-            output = job.choices.labels[choice_index]
-            text = job.choices.texts[choice_index] or self._decode(output)
-            log_probs = tuple(job.scores.tolist())
-        elif error is None:
-            text = self._decode(output[:-1] if reason == "stop" else output)
-        else:
+        if error is not None:
             self.stats.failed_requests += 1
-        job.stream.finished.append(
-            Completion(job.request.id, output, text, reason, error, choice_index, log_probs, len(sequence.token_ids))
-        )
+        job.stream.finished.append(completion(job, reason, error, decode=self._decode))
 
     def _decode(self, token_ids: tuple[int, ...]) -> str:
         try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
 from .batch import StepBatch
 from .choices import PROMPT
-from .sampling import draw, greedy, label_log_probs
+from .masks import StepMasks, apply_masks
+from .output import CANNOT_GO_ON
+from .sampling import Draw, draw, greedy, label_log_probs
 from .sequence import Sequence
 from .step import Chunk
 from .stream import Job, job_of
@@ -17,24 +20,30 @@ NOT_A_NUMBER = "the model's logits are NaN for this prompt"
 """The error of a request whose logits cannot be used."""
 
 
-def next_tokens(batch: StepBatch, logits: torch.Tensor) -> list[tuple[Sequence, int | None]]:
-    """The next token of every sequence that generates text, None where its logits [logits, vocab] hold a NaN."""
+class NextToken(NamedTuple):
+    """One row's next token, or why it has none."""
+
+    sequence: Sequence
+    token_id: int
+    log_prob: float  # 0 unless the request asks for it
+    error: str | None
+
+
+def next_tokens(batch: StepBatch, logits: torch.Tensor, masks: StepMasks) -> list[NextToken]:
+    """The next token of every sequence that generates text, from logits [logits, vocab].
+
+    The logits of constrained rows are overwritten, so the labels of choices must have been read.
+    """
     rows = [(sequence, row) for chunk, row in batch.readers for sequence in chunk.sequences if not sequence.scores_only]
-    if not rows:
-        return []
-    token_ids, usable = (column.tolist() for column in greedy(logits))
-    tokens: dict[Sequence, int | None] = {seq: token_ids[row] if usable[row] else None for seq, row in rows}
-    drawn = [(seq, row) for seq, row in rows if job_of(seq).request.temperature > 0 and usable[row]]
-    if drawn:
-        jobs = [job_of(sequence) for sequence, _ in drawn]
-        ids = draw(
-            logits[torch.tensor([row for _, row in drawn], device=logits.device)],
-            [job.request.temperature for job in jobs],
-            [job.seed for job in jobs],
-            [len(job.output) for job in jobs],
-        )
-        tokens.update(zip((sequence for sequence, _ in drawn), ids.tolist()))
-    return list(tokens.items())
+    masks.wait()
+    free = [(sequence, row) for sequence, row in rows if sequence not in masks.rows]
+    bound = [(sequence, row) for sequence, row in rows if sequence in masks.rows]
+    tokens = _choose(*_rows(logits, free))
+    if bound:
+        sequences, own = _rows(logits, bound)
+        apply_masks(own, masks, sequences)
+        tokens += [_checked(token) for token in _choose(sequences, own)]
+    return tokens
 
 
 def score_labels(batch: StepBatch, logits: torch.Tensor) -> None:
@@ -47,21 +56,69 @@ def score_labels(batch: StepBatch, logits: torch.Tensor) -> None:
         for term in _label_terms(sequence, chunk, first_row)
     ]
     if terms:
-        log_probs = label_log_probs(logits, [row for _, _, row, _ in terms], [token for *_, token in terms])
-        for (job, label, _, _), log_prob in zip(terms, log_probs.tolist()):
-            job.scores[label] += log_prob
+        log_probs = label_log_probs(logits, [row for *_, row, _ in terms], [token for *_, token in terms])
+        for (job, place, label, _, _), log_prob in zip(terms, log_probs.tolist()):
+            assert job.scores is not None
+            job.scores.add(place, label, log_prob)
 
 
-def _label_terms(sequence: Sequence, chunk: Chunk, first_row: int) -> Iterator[tuple[Job, int, int, int]]:
-    """(job, label, logit row, token) of every log-probability that the chunk's logits give."""
+def _rows(logits: torch.Tensor, readers: list[tuple[Sequence, int]]) -> tuple[list[Sequence], torch.Tensor]:
+    """The sequences, and one row of logits for each; a copy, unless they are all the rows in order."""
+    index = [row for _, row in readers]
+    if index != list(range(len(logits))):
+        logits = logits[torch.tensor(index, dtype=torch.int64, device=logits.device)]
+    return [sequence for sequence, _ in readers], logits
+
+
+def _choose(sequences: list[Sequence], logits: torch.Tensor) -> list[NextToken]:
+    """The next token of each sequence from its row of [sequences, vocab]."""
+    if not sequences:
+        return []
+    jobs = [job_of(sequence) for sequence in sequences]
+    token_ids, usable = greedy(logits)
+    drawn = [row for row, job in enumerate(jobs) if job.request.temperature > 0 and usable[row]]
+    if drawn:
+        everything = len(drawn) == len(jobs)
+        chosen = logits if everything else logits[torch.tensor(drawn, device=logits.device)]
+        token_ids[drawn] = draw(chosen, [_draw_of(jobs[row]) for row in drawn])
+    log_probs = [0.0] * len(jobs)
+    asked = [row for row, job in enumerate(jobs) if job.request.return_log_probs and usable[row]]
+    if asked:
+        for row, log_prob in zip(asked, label_log_probs(logits, asked, token_ids[asked].tolist()).tolist()):
+            log_probs[row] = log_prob
+    errors = [None if good else NOT_A_NUMBER for good in usable.tolist()]
+    return [NextToken(*row) for row in zip(sequences, token_ids.tolist(), log_probs, errors)]
+
+
+def _checked(token: NextToken) -> NextToken:
+    """A constrained row's token, unless its grammar came to an end that is none."""
+    output = job_of(token.sequence).output
+    assert output is not None
+    assert output.matcher is not None
+    problem = output.matcher.problem
+    if problem is not None:
+        return token._replace(error=f"{CANNOT_GO_ON}: {problem}")
+    return token if token.error is None else token._replace(error=f"{NOT_A_NUMBER}, or exclude all that may follow")
+
+
+def _draw_of(job: Job) -> Draw:
+    request, output = job.request, job.output
+    assert output is not None
+    return Draw(request.temperature, request.top_k, request.top_p, request.min_p, job.seed, len(output.token_ids))
+
+
+def _label_terms(
+    sequence: Sequence, chunk: Chunk, first_row: int
+) -> Iterator[tuple[Job, tuple[int, int], int, int, int]]:
+    """(job, place, label, logit row, token) of every log-probability that the chunk's logits give."""
     job = job_of(sequence)
-    assert job.choices is not None
-    terms = job.choices.terms
+    assert job.scores is not None
+    terms = job.scores.plan.terms
     if chunk.node is sequence.leaf:
         for label, token in terms.get(PROMPT, ()):
-            yield job, label, first_row, token
+            yield job, PROMPT, label, first_row, token
         return
     index = sequence.label_nodes.index(chunk.node)
     for offset in range(chunk.start, chunk.end):
         for label, token in terms.get((index, offset), ()):
-            yield job, label, first_row + offset - chunk.start, token
+            yield job, (index, offset), label, first_row + offset - chunk.start, token

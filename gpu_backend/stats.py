@@ -24,6 +24,9 @@ class EngineStats:
     label_tokens: int = 0
     """Tokens of choice labels that were run through the model."""
     output_tokens: int = 0
+    """Tokens of all outputs, forced ones included."""
+    forced_tokens: int = 0
+    """Output tokens that a grammar left no choice about: added without asking the model."""
     steps: int = 0
     step_tokens: int = 0
     """Tokens of all steps: computed, label and decoded ones."""

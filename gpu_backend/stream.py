@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import cast
 
-import numpy as np
-import numpy.typing as npt
-
-from .choices import ChoicePlan
+from .choices import ChoiceScores
+from .output import Output
 from .request import Completion, Request
 from .scheduler import Scheduler
 from .sequence import Sequence
@@ -58,9 +56,9 @@ class Job:
     request: Request
     stream: Stream
     seed: int
-    choices: ChoicePlan | None
-    scores: npt.NDArray[np.float64]  # [choices] log-probabilities added up so far
-    output: list[int] = field(default_factory=list)
+    num_prompt_tokens: int
+    scores: ChoiceScores | None = None  # of a request with choices
+    output: Output | None = None  # of any other
 
 
 def job_of(sequence: Sequence) -> Job:

@@ -37,10 +37,9 @@ class PromptTokenizer:
         if backend is None:
             raise ModelError(f"{type(tokenizer).__name__} has no tokenizer.json, which the engine needs")
         self._tokenizer = tokenizer
-        state = json.loads(backend.to_str())
+        state = self.backend_state()
         added = state.get("added_tokens") or []
         state["added_tokens"] = [t for t in added if not t["special"] and not t["content"].strip()]
-        state["truncation"] = state["padding"] = None
         kept = {t["id"] for t in state["added_tokens"]}
         self._control = {t["id"]: t["content"] for t in added if t["id"] not in kept}
         for name, token_id in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids):
@@ -70,6 +69,12 @@ class PromptTokenizer:
     def vocab_size(self) -> int:
         """Number of token ids, control tokens included."""
         return len(self._tokenizer)
+
+    def backend_state(self) -> dict[str, Any]:
+        """The whole tokenizer, control tokens included, as in tokenizer.json; without truncation and padding."""
+        state: dict[str, Any] = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        state["truncation"] = state["padding"] = None
+        return state
 
     def encode(self, text: str) -> TokenIds:
         """Tokens of data: no special token is added, and none is recognised in the text."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from engine_models import generate_one, tiny_model, tree_prompts
 
-from llmsql.gpu_backend import Completion, Engine, EngineError, MemoryBudgetError, Request
+from llmsql.gpu_backend import Completion, Engine, EngineError, Grammar, MemoryBudgetError, Request
 
 PROMPTS = tree_prompts(12, seed=4)
 
@@ -54,11 +54,30 @@ BAD = [
     (Request("bad", [5], choices=[[4, 999]]), "outside the vocabulary"),
     (Request("bad", [5], choices="Yes"), "must be a list"),
     (Request("bad", [5], choices=["Yes", "No"]), "need a tokenizer"),
-    (Request("bad", [5], grammar="x"), "not available"),
+    (Request("bad", [5], grammar="x"), "grammar must be a Grammar, .* got str"),  # type: ignore[arg-type]
+    (Request("bad", [5], grammar=Grammar.regex("x")), "constrained output needs a tokenizer"),
+    (Request("bad", [5], grammar=Grammar.regex("x"), choices=[[4]]), "grammar and choices cannot be combined"),
+    (Request("bad", [5], grammar=Grammar.regex("x"), stop=["x"]), "grammar and stop cannot be combined"),
+    (Request("bad", [5], grammar=Grammar.regex("x"), ignore_eos=True), "grammar and ignore_eos cannot be combined"),
+    (Request("bad", [5], choices=[[4]], stop=["x"]), "choices and stop cannot be combined"),
+    (Request("bad", [5], choices=[[4]], choice_scoring="best"), "'total' or 'mean', got 'best'"),  # type: ignore[arg-type]
+    (Request("bad", [5], stop="x"), "stop must be a list of texts, got the single text 'x'"),
+    (Request("bad", [5], stop=["x", ""]), "at least one character, got ''"),
+    (Request("bad", [5], stop=[7]), "must be text of at least one character, got 7"),  # type: ignore[list-item]
+    (Request("bad", [5], stop=["x"]), "stop texts need a tokenizer"),
+    (Request("bad", [5], temperature=float("inf")), "and finite, got inf"),
+    (Request("bad", [5], top_k=0), "top_k must be at least 1"),
+    (Request("bad", [5], top_p=0.0), "top_p must be more than 0 and at most 1, got 0.0"),
+    (Request("bad", [5], top_p=1.5), "top_p must be more than 0"),
+    (Request("bad", [5], top_p=float("nan")), "top_p must be more than 0"),
+    (Request("bad", [5], min_p=-0.1), "min_p must be between 0 and 1, got -0.1"),
+    (Request("bad", [5], top_k="few"), "wrong type"),  # type: ignore[arg-type]
+    (Request("bad", [5], seed="lucky"), "wrong type"),  # type: ignore[arg-type]
+    (Request("bad", [5], max_tokens=-3), "max_tokens must be at least 1, got -3"),
 ]
 
 
-@pytest.mark.parametrize(("request_", "message"), BAD, ids=[message[:30] for _, message in BAD])
+@pytest.mark.parametrize(("request_", "message"), BAD, ids=[message[:40] for _, message in BAD])
 def test_a_bad_request_fails_alone(engine: Engine, request_: Request, message: str) -> None:
     good = [Request(row, prompt, max_tokens=4) for row, prompt in enumerate(PROMPTS[:3])]
     done = answers(engine, [good[0], request_, *good[1:]])

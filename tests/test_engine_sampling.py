@@ -5,7 +5,7 @@ import torch
 from engine_models import tiny_model, tree_prompts
 
 from llmsql.gpu_backend import Engine, Request
-from llmsql.gpu_backend.sampling import draw, greedy
+from llmsql.gpu_backend.sampling import Draw, draw, greedy
 
 PROMPTS = tree_prompts(8, seed=2)
 
@@ -40,7 +40,7 @@ def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([[0.0, 1.0, -1.0, 2.0, float("-inf")]])
     expected = torch.softmax(logits / 1.5, -1)[0].numpy()
     count = 4000
-    drawn = draw(logits.expand(count, -1), [1.5] * count, [3] * count, list(range(count)))
+    drawn = draw(logits.expand(count, -1), [Draw(1.5, seed=3, step=step) for step in range(count)])
     frequencies = np.bincount(drawn, minlength=5) / count
     assert np.abs(frequencies - expected).max() < 0.03
     assert frequencies[4] == 0

@@ -1,0 +1,87 @@
+"""The text that one request has generated so far, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .grammar import Matcher
+from .request import FinishReason
+from .stop import StopFinder
+
+CANNOT_GO_ON = "the grammar cannot be followed any further"
+"""The error of a request whose grammar came to a dead end, or to one of llguidance's limits."""
+
+
+@dataclass(eq=False)
+class Output:
+    """Generated tokens, sampled and forced; `finish_reason` is set as soon as nothing more is to come."""
+
+    max_tokens: int
+    end_ids: frozenset[int]  # at which the text ends
+    vocab_size: int
+    matcher: Matcher | None = None
+    stops: StopFinder | None = None
+    forces: bool = True  # whether tokens that the grammar leaves no choice about are added without asking the model
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)  # of each token
+    finish_reason: FinishReason | None = None
+    text_before_stop: str | None = None
+
+    def begin(self) -> list[int]:
+        """The tokens that are forced before the model is asked for the first time."""
+        assert not self.token_ids
+        if self.matcher is None:
+            return []
+        if self.matcher.done:
+            self.finish_reason = "stop"
+        elif self.forces:
+            self._add_forced(self.matcher.start)
+        return list(self.token_ids)
+
+    def add(self, token_id: int, log_prob: float = 0.0) -> list[int]:
+        """Take a sampled token; returns it and the tokens that it forces. Look at `problem` afterwards."""
+        assert self.finish_reason is None
+        before = len(self.token_ids)
+        self._add(token_id, log_prob)
+        if self.forces and self.matcher is not None and self.finish_reason is None:
+            self._add_forced(self.matcher.forced())
+        return self.token_ids[before:]
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether `max_tokens` came before the grammar was satisfied."""
+        return self.finish_reason == "length" and self.matcher is not None and not self.matcher.satisfied
+
+    @property
+    def problem(self) -> str | None:
+        """Why the grammar cannot be followed any further; None while it can."""
+        return None if self.matcher is None else self.matcher.problem
+
+    def text(self, decode: Callable[[tuple[int, ...]], str]) -> str:
+        """The text without the end of the sequence or the stop text; `decode` is for tokens without a grammar."""
+        if self.text_before_stop is not None:
+            return self.text_before_stop
+        ended = bool(self.token_ids) and self.token_ids[-1] in self.end_ids
+        token_ids = tuple(self.token_ids[:-1] if ended else self.token_ids)
+        return decode(token_ids) if self.matcher is None else self.matcher.text(token_ids)
+
+    def _add_forced(self, token_ids: list[int] | tuple[int, ...]) -> None:
+        for token_id in token_ids:
+            if self.finish_reason is not None or token_id >= self.vocab_size:
+                return
+            self._add(token_id, 0.0)
+
+    def _add(self, token_id: int, log_prob: float) -> None:
+        self.token_ids.append(token_id)
+        self.log_probs.append(log_prob)
+        if token_id in self.end_ids:
+            self.finish_reason = "stop"
+            return
+        if self.matcher is not None and self.matcher.push(token_id) and self.matcher.done:
+            self.finish_reason = "stop"
+        elif self.stops is not None and (text := self.stops.push(token_id)) is not None:
+            self.text_before_stop = text
+            self.finish_reason = "stop"
+        elif len(self.token_ids) == self.max_tokens:
+            self.finish_reason = "length"
