@@ -18,12 +18,14 @@ class StopFinder:
         self._decode = decode
         self._stops = tuple(stops)
         self._longest = max(map(len, stops))
+        self._token_ids: list[int] = []
         self._old: list[int] = []  # tokens whose text is in `_text`, the last group of them
         self._new: list[int] = []  # tokens whose text is not, because a character is not complete
         self._text = ""
 
     def push(self, token_id: int) -> str | None:
         """The text before the first stop text, if it is complete with this token; None otherwise."""
+        self._token_ids.append(token_id)
         self._new.append(token_id)
         known, text = self._decode(self._old), self._decode([*self._old, *self._new])
         if len(text) <= len(known) or text.endswith(_UNFINISHED):
@@ -31,5 +33,12 @@ class StopFinder:
         self._old, self._new = self._new, []
         begin = max(0, len(self._text) - self._longest + 1)  # one that ended earlier would have been found
         self._text += text[len(known) :]
-        found = [place for stop in self._stops if (place := self._text.find(stop, begin)) >= 0]
-        return self._text[: min(found)] if found else None
+        if self._first(self._text, begin) is None:
+            return None
+        whole = self._decode(self._token_ids)  # differs from the windows' text where bytes are no characters
+        return next(before for text in (whole, self._text) if (before := self._first(text)) is not None)
+
+    def _first(self, text: str, begin: int = 0) -> str | None:
+        """What precedes the first stop text in `text`, or None."""
+        found = [place for stop in self._stops if (place := text.find(stop, begin)) >= 0]
+        return text[: min(found)] if found else None

@@ -66,6 +66,66 @@ def test_a_label_that_begins_another_is_scored_with_its_end() -> None:
         assert list(answer.token_ids) == choices[answer.choice_index]
 
 
+LABELS = {
+    "different from the start": [[20, 21], [30], [40, 41, 42]],
+    "sharing tokens": [[20, 21, 22], [20, 21, 23], [20, 25], [30, 31, 32, 33]],
+    "one token each": [[20], [21], [22], [23]],
+    "beginning each other": [[20], [20, 21], [20, 21, 22], [30, 31], [30]],
+}
+
+
+def scored_labels(labels: list[list[int]]) -> list[list[int]]:
+    return [[*a, EOS] if any(a != b and a == b[: len(a)] for b in labels) else a for a in labels]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3-moe"])
+@pytest.mark.parametrize("name", LABELS)
+def test_every_scoring_equals_brute_force(name: str, family: str) -> None:
+    labels = LABELS[name]
+    whole = np.array([[brute_force(prompt, label, family) for label in scored_labels(labels)] for prompt in PROMPTS])
+    first = np.array([[brute_force(prompt, label[:1], family) for label in labels] for prompt in PROMPTS])
+    lengths = np.array([len(label) for label in scored_labels(labels)])
+    distinct = len({label[0] for label in labels}) == len(labels)
+    with Engine(tiny_model(family), max_batch_tokens=70) as engine:
+        for scoring in ("auto", "total", "mean"):
+            for asked in (False, True):
+                batch = [
+                    Request(row, prompt, choices=labels, choice_scoring=scoring, return_log_probs=asked)
+                    for row, prompt in enumerate(PROMPTS)
+                ]
+                done = sorted(engine.generate(batch), key=lambda answer: answer.id)
+                by_first = scoring == "auto" and distinct
+                expected = first if by_first else whole / lengths if scoring == "mean" else whole
+                assert np.allclose([answer.scores for answer in done], expected, atol=5e-4)
+                log_probs = first if by_first and not asked else whole
+                assert np.allclose([answer.log_probs for answer in done], log_probs, atol=5e-4)
+                assert [answer.choice_index for answer in done] == expected.argmax(-1).tolist()
+                weights = np.exp(expected - expected.max(-1, keepdims=True))
+                probabilities = weights / weights.sum(-1, keepdims=True)
+                assert np.allclose([answer.probabilities for answer in done], probabilities, atol=5e-4)
+        engine.check()
+
+
+def test_scorings_disagree() -> None:
+    labels = LABELS["different from the start"]
+    with Engine(tiny_model()) as engine:
+        chosen = {
+            scoring: [
+                answer.choice_index
+                for answer in engine.generate(
+                    Request(row, prompt, choices=labels, choice_scoring=scoring) for row, prompt in enumerate(PROMPTS)
+                )
+            ]
+            for scoring in ("auto", "total", "mean")
+        }
+    assert len(set(map(tuple, chosen.values()))) == 3, "the tests above compare the same thing three times"
+
+
+def test_one_choice_is_certain() -> None:
+    ((answer, *_), _) = choose([[20, 21]])
+    assert (answer.choice_index, answer.probabilities) == (0, (1.0,))
+
+
 def test_choices_and_texts_in_one_batch() -> None:
     with Engine(tiny_model(), max_batch_tokens=50) as engine:
         mixed = [
@@ -81,9 +141,10 @@ def test_choices_and_texts_in_one_batch() -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple), min_size=1, max_size=6, unique=True),
+    st.booleans(),
 )
-def test_the_trie_gives_every_label_token_its_place(labels: list[tuple[int, ...]]) -> None:
-    plan = plan_choices(labels, [""] * len(labels), end_token=9, vocab_size=10)
+def test_the_trie_gives_every_label_token_its_place(labels: list[tuple[int, ...]], whole: bool) -> None:
+    plan = plan_choices(labels, [""] * len(labels), end_token=9, vocab_size=10, whole=whole)
 
     def tokens_up_to(node: int, offset: int) -> tuple[int, ...]:
         if node < 0:
@@ -102,7 +163,8 @@ def test_the_trie_gives_every_label_token_its_place(labels: list[tuple[int, ...]
     for index, label in enumerate(labels):
         begins_another = any(other != label and other[: len(label)] == label for other in labels)
         scored = (*label, 9) if begins_another else label
-        expected = scored if plan.trie else scored[:1]
+        expected = scored[:1] if plan.first_decides and not whole else scored
+        assert plan.lengths[index] == len(expected)
         assert tuple(read[index][i] for i in sorted(read[index])) == expected
     placed = [tokens_up_to(n, o) for n, node in enumerate(plan.trie) for o in range(len(node.token_ids))]
     assert len(placed) == len(set(placed)), "a label token is computed twice"
