@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from .node import Node
 from .step import Chunk, Step
 
 Ints = npt.NDArray[np.int32]
+LongInts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,89 +36,147 @@ class StepBatch:
 
     token_ids: Ints  # [tokens]
     positions: Ints  # [tokens]
-    slots: npt.NDArray[np.int64]  # [tokens] where each token's KV is written
-    logit_index: npt.NDArray[np.int64]  # [logits] which packed tokens need logits
+    slots: LongInts  # [tokens] where each token's KV is written
+    logit_index: LongInts  # [logits] which packed tokens need logits
     readers: list[tuple[Chunk, int]]  # chunks whose logits are read, and their first logit row
     table: TableArrays
     block_size: int
+    structure: int
+    """Equal to the last step's if rows, paths and query lengths are the same; then, of the table, only
+    `query_position` and the length of each row's last node have changed, and more blocks may have come to these."""
+
+
+class BatchBuilder:
+    """Flattens one step after the other, and keeps what stays the same between them."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self._last: _Structure | None = None
+
+    def build(self, step: Step) -> StepBatch:
+        """The arrays of a step; O(tokens + nodes on all paths)."""
+        structure = self._last = self._structure(step)
+        starts = np.array([chunk.start for chunk in step.chunks], np.int64)
+        table = structure.table(starts)
+        rows, within = structure.token_rows, structure.token_offsets
+        places = (structure.own_offset + starts)[rows] + within
+        block = table.blocks[table.node_block_start[structure.own][rows] + places // self.block_size]
+        readers, logit_index = _readers(step, structure.query_start)
+        return StepBatch(
+            token_ids=_token_ids(step),
+            positions=table.query_position[rows] + within,
+            slots=block.astype(np.int64) * self.block_size + places % self.block_size,
+            logit_index=logit_index,
+            readers=readers,
+            table=table,
+            block_size=self.block_size,
+            structure=structure.number,
+        )
+
+    def _structure(self, step: Step) -> _Structure:
+        last = self._last
+        nodes = [chunk.node for chunk in step.chunks]
+        lengths = [chunk.length for chunk in step.chunks]
+        if last is None:
+            return _Structure(0, step.tree_version, nodes, lengths)
+        if last.tree_version != step.tree_version or last.row_nodes != nodes or last.row_lengths != lengths:
+            return _Structure(last.number + 1, step.tree_version, nodes, lengths)
+        return last
 
 
 def build_batch(step: Step, block_size: int) -> StepBatch:
-    """Flatten a step; O(tokens + nodes on all paths)."""
-    chunks = step.chunks
-    starts = np.array([chunk.start for chunk in chunks], np.int64)
-    lengths = np.array([chunk.length for chunk in chunks], np.int64)
-    query_start = _starts(lengths)
-    table, own = _build_table(chunks, query_start, starts, block_size)
-    token_ids = np.concatenate([chunk.node.tokens[chunk.start : chunk.end] for chunk in chunks])
-    positions = ragged_arange(table.query_position.astype(np.int64), lengths)
-    places = ragged_arange(table.node_offset[own] + starts, lengths)
-    first_block = np.repeat(table.node_block_start[own], lengths)
-    slots = table.blocks[first_block + places // block_size].astype(np.int64) * block_size + places % block_size
-    logit_index: list[int] = []
-    readers = []
-    for chunk, end in zip(chunks, query_start[1:].tolist()):
-        if chunk.sequences:
-            readers.append((chunk, len(logit_index)))
-            logit_index.extend(range(end - chunk.length, end) if chunk.all_logits else [end - 1])
-    return StepBatch(
-        token_ids=token_ids,
-        positions=positions.astype(np.int32),
-        slots=slots,
-        logit_index=np.array(logit_index, np.int64),
-        readers=readers,
-        table=table,
-        block_size=block_size,
-    )
+    """The arrays of one step by itself."""
+    return BatchBuilder(block_size).build(step)
 
 
-def ragged_arange(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+class _Structure:
+    """What the steps have in common that run the same number of tokens of the same nodes."""
+
+    def __init__(self, number: int, tree_version: int, row_nodes: list[Node], row_lengths: list[int]) -> None:
+        self.number = number
+        self.tree_version = tree_version
+        self.row_nodes = row_nodes
+        self.row_lengths = row_lengths
+        paths = [node.path() for node in row_nodes]
+        visits = list(chain.from_iterable(paths))
+        nodes = list(dict.fromkeys(visits))  # parents before children
+        numbers = {node: number for number, node in enumerate(nodes)}
+        self.nodes = nodes
+        self.lengths = np.array(row_lengths, np.int64)
+        self.query_start = _starts(row_lengths)
+        self.token_rows = np.repeat(np.arange(len(row_nodes)), self.lengths)  # [tokens]
+        self.token_offsets = ragged_arange(np.zeros(len(row_nodes), np.int64), self.lengths).astype(np.int32)
+        self.own = np.array([numbers[node] for node in row_nodes], np.int64)  # [rows] the node of each row's tokens
+        self.path_nodes = np.fromiter(map(numbers.__getitem__, visits), np.int32, len(visits))
+        self.path_start = _starts([len(path) for path in paths])
+        self.node_offset = np.array([node.offset for node in nodes], np.int32)
+        self.node_position = np.array([node.position for node in nodes], np.int32)
+        self.node_len = np.array([node.num_computed for node in nodes], np.int32)
+        self.own_offset = self.node_offset[self.own].astype(np.int64)
+        self.block_arrays = [node.block_array() for node in nodes]
+        self.block_counts = np.array([len(node.blocks) for node in nodes])
+        self.row_block_counts = [len(node.blocks) for node in row_nodes]
+        self.lay_out_blocks()
+
+    def lay_out_blocks(self) -> None:
+        """Put the nodes' blocks one after the other."""
+        self.blocks = np.concatenate(self.block_arrays)
+        self.node_block_start = np.zeros(len(self.nodes) + 1, np.int32)
+        np.cumsum(self.block_counts, out=self.node_block_start[1:])
+
+    def table(self, starts: LongInts) -> TableArrays:
+        """The table of a step in which row `i` runs its node's tokens from `starts[i]` on."""
+        counts = [len(node.blocks) for node in self.row_nodes]
+        if counts != self.row_block_counts:  # only tails grow, and they are rows of their own
+            for row, (count, before) in enumerate(zip(counts, self.row_block_counts)):
+                if count != before:
+                    node = int(self.own[row])
+                    self.block_arrays[node] = self.row_nodes[row].block_array()
+                    self.block_counts[node] = count
+            self.row_block_counts = counts
+            self.lay_out_blocks()
+        node_len = self.node_len.copy()
+        node_len[self.own] = np.maximum(node_len[self.own], starts + self.lengths)
+        return TableArrays(
+            node_block_start=self.node_block_start,
+            blocks=self.blocks,
+            node_offset=self.node_offset,
+            node_len=node_len,
+            node_position=self.node_position,
+            path_start=self.path_start,
+            path_nodes=self.path_nodes,
+            query_start=self.query_start,
+            query_position=(self.node_position[self.own] + starts).astype(np.int32),
+        )
+
+
+def ragged_arange(starts: LongInts, lengths: LongInts) -> LongInts:
     """`arange(start, start + length)` of every pair, one after the other."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    ranges: npt.NDArray[np.int64] = np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    ranges: LongInts = np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
     return ranges
 
 
-def _build_table(
-    chunks: list[Chunk], query_start: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], block_size: int
-) -> tuple[TableArrays, npt.NDArray[np.int64]]:
-    """The table, and each row's own node."""
-    paths: dict[Node, list[int]] = {}  # node -> ids of the nodes from the root down to it
-    nodes: list[Node] = []
-
-    def path_of(node: Node) -> list[int]:
-        new = []
-        above: Node | None = node
-        while above is not None and above.parent is not None and above not in paths:
-            new.append(above)
-            above = above.parent
-        path = paths.get(above, []) if above is not None else []
-        for below in reversed(new):
-            path = paths[below] = [*path, len(nodes)]
-            nodes.append(below)
-        return path
-
-    row_paths = [path_of(chunk.node) for chunk in chunks]
-    valid = {chunk.node: chunk.end for chunk in chunks}
-    path_nodes = [node for path in row_paths for node in path]
-    own = np.array([path[-1] for path in row_paths], np.int64)
-    position = np.array([node.position for node in nodes], np.int32)
-    table = TableArrays(
-        node_block_start=_starts([len(node.blocks) for node in nodes]).astype(np.int32),
-        blocks=np.array([block for node in nodes for block in node.blocks], np.int32),
-        node_offset=np.array([node.offset for node in nodes], np.int32),
-        node_len=np.array([max(node.num_computed, valid.get(node, 0)) for node in nodes], np.int32),
-        node_position=position,
-        path_start=_starts([len(path) for path in row_paths]).astype(np.int32),
-        path_nodes=np.array(path_nodes, np.int32),
-        query_start=query_start.astype(np.int32),
-        query_position=(position[own] + starts).astype(np.int32),
-    )
-    return table, own
+def _token_ids(step: Step) -> Ints:
+    chunks = step.chunks
+    if step.num_tokens == len(chunks):
+        return np.array([chunk.node.tokens.item(chunk.start) for chunk in chunks], np.int32)
+    return np.concatenate([chunk.node.tokens[chunk.start : chunk.start + chunk.length] for chunk in chunks])
 
 
-def _starts(lengths: list[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    starts = np.zeros(len(lengths) + 1, np.int64)
+def _readers(step: Step, query_start: Ints) -> tuple[list[tuple[Chunk, int]], LongInts]:
+    """The chunks whose logits are read, each with its first row of logits, and the packed tokens of all rows."""
+    rows = [row for row, chunk in enumerate(step.chunks) if chunk.sequences]
+    reading = step.chunks if len(rows) == len(step.chunks) else [step.chunks[row] for row in rows]
+    ends = query_start[1:][rows].astype(np.int64)
+    if step.num_label_tokens == 0:
+        return list(zip(reading, range(len(rows)))), ends - 1
+    counts = [chunk.length if chunk.all_logits else 1 for chunk in reading]
+    return list(zip(reading, _starts(counts).tolist())), ragged_arange(ends - counts, np.array(counts))
+
+
+def _starts(lengths: list[int]) -> Ints:
+    starts = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=starts[1:])
     return starts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .batch import StepBatch, build_batch
+from .batch import BatchBuilder, StepBatch
 from .blocks import BlockPool
 from .completion import completion
 from .errors import EngineError, ModelError, RequestError
@@ -28,7 +28,7 @@ from .request import Completion, FinishReason, Request
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .stats import EngineStats
-from .step import Chunk, Step
+from .step import Step
 from .stream import Stream, job_of
 from .tokenizer import PromptTokenizer, load_tokenizer
 from .tree import PrefixTree
@@ -133,6 +133,7 @@ class Engine:
             share_in_step=share_in_step,
             exact_admission=exact_admission,
         )
+        self._batches = BatchBuilder(block_size)
         self._window = window
         self._intake = Intake(
             vocab_size=self._runner.vocab_size,
@@ -240,7 +241,7 @@ class Engine:
             return
         self.stats.peak_kv_blocks = max(self.stats.peak_kv_blocks, self._scheduler.tree.num_pinned_blocks)
         self.stats.cached_tokens = self._scheduler.tree.cache.num_reused_tokens
-        batch = build_batch(step, self.block_size)
+        batch = self._batches.build(step)
         scheduled = time.perf_counter()
         masks = self._masks.start(batch)
         try:
@@ -253,13 +254,14 @@ class Engine:
         ran = time.perf_counter()
         try:
             self._scheduler.commit(step)
-            self._count(step.chunks)
             self._read(batch, logits, masks, step.prefilled)
         except BaseException:
             self._interrupt(step)
             raise
         self.stats.steps += 1
         self.stats.step_tokens += step.num_tokens
+        self.stats.computed_tokens += step.num_prompt_tokens
+        self.stats.label_tokens += step.num_label_tokens
         self.stats.schedule_seconds += scheduled - started
         self.stats.model_seconds += ran - scheduled
         self.stats.sample_seconds += time.perf_counter() - ran
@@ -358,13 +360,6 @@ class Engine:
             stream.drop(self._scheduler)
             if stream in self._streams:
                 self._streams.remove(stream)
-
-    def _count(self, chunks: list[Chunk]) -> None:
-        for chunk in chunks:
-            if chunk.all_logits:
-                self.stats.label_tokens += chunk.length
-            elif not chunk.generated:
-                self.stats.computed_tokens += chunk.length
 
     def _check_open(self) -> None:
         if self._closed:

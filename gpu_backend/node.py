@@ -20,6 +20,8 @@ class Node:
     """
 
     __slots__ = (
+        "_block_array",
+        "_path",
         "blocks",
         "children",
         "claimed",
@@ -55,6 +57,8 @@ class Node:
         self.num_computed = 0  # leading tokens whose KV is in the pool
         self.claims = False  # starts in the free slots of its parent's last block
         self.claimed = False  # the free slots of its own last block are taken by a child
+        self._path: list[Node] | None = None
+        self._block_array: npt.NDArray[np.int32] | None = None
 
     @property
     def end(self) -> int:
@@ -77,14 +81,35 @@ class Node:
         return len(self.blocks) - self.claims
 
     def path(self) -> list[Node]:
-        """The nodes from the root's child down to this one."""
-        nodes = []
-        node = self
-        while node.parent is not None:
-            nodes.append(node)
-            node = node.parent
-        nodes.reverse()
-        return nodes
+        """The nodes from the root's child down to this one; not to be changed."""
+        if self._path is None:
+            path = []
+            node = self
+            while node.parent is not None:
+                path.append(node)
+                node = node.parent
+            path.reverse()
+            self._path = path
+        return self._path
+
+    def forget_paths(self) -> None:
+        """A node was put in above this one, or there is no use for its path any more."""
+        stack = [self]
+        while stack:
+            node = stack.pop()
+            node._path = None
+            stack.extend(node.children.values())
+            stack.extend(node.private_children)
+
+    def block_array(self) -> npt.NDArray[np.int32]:
+        """The blocks, as an array that is not to be changed."""
+        if self._block_array is None or len(self._block_array) != len(self.blocks):
+            self._block_array = np.array(self.blocks, np.int32)
+        return self._block_array
+
+    def forget_blocks(self) -> None:
+        """The blocks have become others; more behind the same ones need no call."""
+        self._block_array = None
 
     def slots(self, count: int, block_size: int) -> list[int]:
         """The pool slots of the first `count` tokens."""

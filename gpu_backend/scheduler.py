@@ -61,21 +61,24 @@ class Scheduler:
         if first is not None:
             self.tree.visit(first)
         step = StepBuilder(self.max_tokens, self.max_logits, self.share_in_step)
-        self._add_generated(step)
+        step.add_generated(self._decoding, self.tree.pool.block_size, self.admission.grow)
         for sequence in self._prefilling:
             if not step.add_prompt(sequence):
                 break
         rejected = self._admit_waiting(step)
-        result = step.build(rejected)
+        result = step.build(rejected, self.tree.version)
         assert result.chunks or rejected or self.num_running + self.num_waiting == 0, "no progress"
         return result if result.chunks or rejected else None
 
     def commit(self, step: Step) -> None:
         """Record that the step ran: its tokens' KV is in the pool."""
         for chunk in step.chunks:
-            chunk.node.num_computed = max(chunk.node.num_computed, chunk.end)
-            for sequence in chunk.sequences:
-                sequence.prompt_done = True
+            node, end = chunk.node, chunk.start + chunk.length
+            if end > node.num_computed:
+                node.num_computed = end
+            if not chunk.generated:
+                for sequence in chunk.sequences:
+                    sequence.prompt_done = True
         for sequence in step.prefilled:
             del self._prefilling[sequence]
             self._decoding[sequence] = None
@@ -89,13 +92,17 @@ class Scheduler:
         assert sequence in self._decoding
         assert tail is not None
         assert tail.num_computed == tail.length
-        added = [token_ids] if isinstance(token_ids, int) else list(token_ids)
-        end = tail.length + len(added)
-        assert added, "a row without new tokens would wait for ever"
-        assert end <= tail.capacity, f"{end} output tokens, room for {tail.capacity}"
-        tail.tokens[tail.length : end] = added
+        if isinstance(token_ids, int):
+            end = tail.length + 1
+            tail.tokens[tail.length] = token_ids
+        else:
+            added = list(token_ids)
+            end = tail.length + len(added)
+            assert added, "a row without new tokens would wait for ever"
+            assert end <= tail.capacity, f"{end} output tokens, room for {tail.capacity}"
+            tail.tokens[tail.length : end] = added
+        sequence.num_generated += end - tail.length
         tail.length = end
-        sequence.num_generated += len(added)
 
     def remove(self, sequence: Sequence) -> None:
         """Take out a finished or cancelled request, running or waiting, and free what only it needed."""
@@ -129,16 +136,6 @@ class Scheduler:
 
     def _running(self) -> list[Sequence]:
         return [*self._decoding, *self._prefilling]
-
-    def _add_generated(self, step: StepBuilder) -> None:
-        for sequence in self._decoding:
-            tail = sequence.tail
-            assert tail is not None
-            if step.full:
-                return
-            length = min(tail.length - tail.num_computed, step.tokens_left)
-            if self.admission.grow(sequence, tail.num_computed + length):
-                step.add_generated(sequence, length)
 
     def _admit_waiting(self, step: StepBuilder) -> list[tuple[Sequence, str]]:
         """Admit requests and add their prompts until the step is full; returns those that can never run, with why."""

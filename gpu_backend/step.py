@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from .node import Node
 from .sequence import Sequence
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Chunk:
     """Tokens `start .. start + length - 1` of a node, to be run through the model in one step."""
 
@@ -33,6 +34,9 @@ class Step:
     chunks: list[Chunk] = field(default_factory=list)
     num_tokens: int = 0
     num_logits: int = 0
+    num_prompt_tokens: int = 0
+    num_label_tokens: int = 0
+    tree_version: int = 0  # where it is the same, so are the paths of nodes and their first blocks
     prefilled: list[Sequence] = field(default_factory=list)  # their prompt and labels are complete after this step
     rejected: list[tuple[Sequence, str]] = field(default_factory=list)  # they never fit; not in the tree any more
 
@@ -41,32 +45,61 @@ class StepBuilder:
     """A step while it is being filled."""
 
     def __init__(self, max_tokens: int, max_logits: int, share_in_step: bool) -> None:
-        self.tokens_left = max_tokens
-        self.logits_left = max_logits
+        self.max_tokens = self.tokens_left = max_tokens
+        self.max_logits = self.logits_left = max_logits
         self.share_in_step = share_in_step
-        self.chunks: dict[Node, Chunk] = {}
+        self.generated: list[Chunk] = []
+        self.chunks: dict[Node, Chunk] = {}  # of prompts and labels
         self.owners: dict[Node, Sequence] = {}
         self.prefilled: list[Sequence] = []
-        self.num_tokens = 0
-        self.num_logits = 0
+        self.num_generated_tokens = 0
+        self.num_label_tokens = 0
 
     @property
     def full(self) -> bool:
         """Whether no token, or no row of logits, can be added."""
         return self.tokens_left == 0 or self.logits_left == 0
 
-    def build(self, rejected: list[tuple[Sequence, str]]) -> Step:
+    def build(self, rejected: list[tuple[Sequence, str]], tree_version: int) -> Step:
         """The step as it is now."""
-        return Step(list(self.chunks.values()), self.num_tokens, self.num_logits, self.prefilled, rejected)
+        num_tokens = self.max_tokens - self.tokens_left
+        return Step(
+            [*self.generated, *self.chunks.values()],
+            num_tokens,
+            self.max_logits - self.logits_left,
+            num_tokens - self.num_generated_tokens - self.num_label_tokens,
+            self.num_label_tokens,
+            tree_version,
+            self.prefilled,
+            rejected,
+        )
 
-    def add_generated(self, sequence: Sequence, length: int) -> None:
-        """Run the next `length` output tokens that have no KV yet; the step must have room for them."""
-        tail = sequence.tail
-        assert tail is not None
-        chunk = self._add(sequence, tail, tail.num_computed, length)
-        chunk.generated = True
-        if chunk.end == tail.length:
-            self._read_last(chunk, sequence)
+    def add_generated(
+        self, sequences: Iterable[Sequence], block_size: int, grow: Callable[[Sequence, int], bool]
+    ) -> None:
+        """Run the output tokens that have no KV yet, as long as there is room.
+
+        `grow` gives a sequence's tail the blocks for so many tokens, or says that it must stand still.
+        """
+        tokens_left, logits_left = self.tokens_left, self.logits_left
+        for sequence in sequences:
+            if tokens_left == 0 or logits_left == 0:
+                break
+            tail = sequence.tail
+            assert tail is not None
+            start, end = tail.num_computed, tail.length
+            if end - start > tokens_left:
+                end = start + tokens_left
+            if tail.offset + end > len(tail.blocks) * block_size and not grow(sequence, end):
+                continue
+            tokens_left -= end - start
+            if end == tail.length:
+                logits_left -= 1
+                self.generated.append(Chunk(tail, start, end - start, [sequence], False, False, True))
+            else:
+                self.generated.append(Chunk(tail, start, end - start, [], False, False, True))
+        self.num_generated_tokens = self.tokens_left - tokens_left
+        self.tokens_left, self.logits_left = tokens_left, logits_left
 
     def add_prompt(self, sequence: Sequence) -> bool:
         """Run what is left of the prompt's path and of the labels; False if the step is full."""
@@ -81,7 +114,7 @@ class StepBuilder:
                 chunk.all_logits = True
                 chunk.sequences.append(sequence)
                 self.logits_left -= length
-                self.num_logits += length
+                self.num_label_tokens += length
             if self._end(node) < node.length:
                 return False
         self.prefilled.append(sequence)
@@ -117,7 +150,6 @@ class StepBuilder:
         self.chunks[node] = chunk
         self.owners[node] = sequence
         self.tokens_left -= length
-        self.num_tokens += length
         return chunk
 
     def _read_last(self, chunk: Chunk, sequence: Sequence) -> bool:
@@ -125,7 +157,6 @@ class StepBuilder:
             if self.logits_left == 0:
                 return False
             self.logits_left -= 1
-            self.num_logits += 1
         chunk.sequences.append(sequence)
         return True
 

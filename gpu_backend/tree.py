@@ -46,6 +46,7 @@ class PrefixTree:
         self.max_cached_nodes = max_cached_nodes
         self.cache = PrefixCache()
         self.root = Node(None, np.empty(0, np.int32), 0, private=False)
+        self.version = 0  # changes when a node with blocks is split, or KV is given up that waiting requests need
         self._cursor = self.root  # where the depth-first walk over waiting requests stands; perhaps freed since
 
     @property
@@ -265,8 +266,11 @@ class PrefixTree:
             upper.offset, lower.offset = lower.offset, inside
             upper.claims, lower.claims = lower.claims, inside > 0
             upper.claimed = inside > 0
+            lower.forget_blocks()
+            self.version += 1
         upper.num_computed = min(lower.num_computed, length)
         lower.num_computed -= upper.num_computed
+        lower.forget_paths()
         lower.parent, lower.tokens = upper, lower.tokens[length:]
         lower.length -= length
         lower.position += length
@@ -304,6 +308,7 @@ class PrefixTree:
             self.cache.remove(node)
         node.length = node.num_computed  # if it is not all of them, there is nothing below
         node.tokens = node.tokens[: node.length].copy()  # lets go of the prompt's array
+        node.forget_paths()
         held = -(-(node.offset + node.length) // self.pool.block_size)
         for block in node.blocks[held:]:
             self.pool.release(block)
@@ -325,6 +330,7 @@ class PrefixTree:
             node = stack.pop()
             idle.append(node)
             stack.extend(child for child in node.children.values() if child.blocks)
+        self.version += 1
         for node in reversed(idle):
             self.cache.remove(node)
             self._release_blocks(node)
@@ -354,6 +360,7 @@ class PrefixTree:
             assert node.parent is not None
             node.parent.claimed = False
         node.blocks, node.offset, node.num_computed = [], 0, 0
+        node.forget_blocks()
         node.claims = node.claimed = False
 
 
