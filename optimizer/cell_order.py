@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -68,13 +68,12 @@ def shared_units(sequences: Ints, order: CellOrder) -> SharedUnits:
 
 
 @dataclass(frozen=True)
-class _Texts:
-    """The cells of all columns of one name, sorted; they begin with the name."""
+class TextGroup:
+    """Texts that begin with the same head, as the cells of all columns of one name do."""
 
     head: str
-    texts: pa.Array  # large_string [cells]
-    order: Ints  # [cells] places in `texts` by rank
-    ids: Ints  # [cells] global cell ids by rank
+    texts: pa.Array  # large_string [texts]
+    ids: Ints  # [texts] cell ids
 
 
 def text_order(cells: Cells) -> CellOrder:
@@ -83,32 +82,46 @@ def text_order(cells: Cells) -> CellOrder:
     What two cells share is counted in characters. In other units it is an estimate, rather too low: the units that the
     shared characters take up on average in either cell, less one, since the unit at which they part may differ.
     """
-    groups = [_sorted_texts(cells, name) for name in sorted(set(cells.names), key=quote_name)]
-    firsts = 1 + np.cumsum([0, *[len(group.ids) for group in groups]])
-    ids = np.concatenate([np.zeros(1, dtype=np.int64), *[group.ids for group in groups]])
-    ranks = np.empty_like(ids)
-    ranks[ids] = np.arange(len(ids))
-    shared = partial(_shared_characters, groups, firsts)
-    if cells.unit != "characters":
-        shared = partial(_estimated_units, cells, ids, shared)
-    return CellOrder(ranks, cells.id_lengths[ids], shared)
+    order = order_groups([cells_of_name(cells, name) for name in sorted(set(cells.names), key=quote_name)])
+    lengths = np.empty_like(cells.id_lengths)
+    lengths[order.ranks] = cells.id_lengths
+    if cells.unit == "characters":
+        return replace(order, lengths=lengths)
+    return replace(order, lengths=lengths, shared=partial(_estimated_units, order.shared, order.lengths, lengths))
 
 
-def _sorted_texts(cells: Cells, name: str) -> _Texts:
+def cells_of_name(cells: Cells, name: str) -> TextGroup:
+    """The distinct cells of the columns of a name."""
     columns = [column for column in range(cells.num_columns) if cells.names[column] == name]
     texts = cells.texts[columns[0]] if len(columns) == 1 else pa.concat_arrays([cells.texts[c] for c in columns])
-    order = pc.sort_indices(texts).to_numpy().astype(np.int64)
     ids = np.concatenate([np.arange(cells.offsets[column], cells.offsets[column + 1]) for column in columns])
-    return _Texts(quote_name(name) + ": ", texts, order, ids[order])
+    return TextGroup(quote_name(name) + ": ", texts, ids)
 
 
-def _shared_characters(groups: list[_Texts], firsts: Ints, left: Ints, right: Ints) -> Ints:
+def order_groups(groups: Sequence[TextGroup]) -> CellOrder:
+    """Texts sorted by group, in the order of the groups, and in each by text; lengths are in characters.
+
+    Groups that stand beside each other in a node of the tree must be given sorted by head, and no head may be the
+    begin of another's; together they hold every id from 1 on once.
+    """
+    sizes = [len(group.texts) for group in groups]
+    firsts = 1 + np.cumsum([0, *sizes])
+    ranks, lengths = np.zeros(int(firsts[-1]), dtype=np.int64), np.zeros(int(firsts[-1]), dtype=np.int64)
+    orders = [pc.sort_indices(group.texts).to_numpy().astype(np.int64) for group in groups]
+    for group, order, first in zip(groups, orders, firsts):
+        ranks[group.ids[order]] = first + np.arange(len(order))
+        characters = pc.utf8_length(group.texts).to_numpy(zero_copy_only=False).astype(np.int64)
+        lengths[first : first + len(order)] = characters[order]
+    return CellOrder(ranks, lengths, partial(_shared_characters, groups, orders, firsts))
+
+
+def _shared_characters(groups: Sequence[TextGroup], orders: list[Ints], firsts: Ints, left: Ints, right: Ints) -> Ints:
     characters = np.zeros(len(left), dtype=np.int64)
     left_group, right_group = (np.searchsorted(firsts, ranks, side="right") - 1 for ranks in (left, right))
     for number in np.unique(left_group[left_group == right_group]).tolist():
-        group = groups[number]
         here = np.flatnonzero((left_group == number) & (right_group == number))
-        first, second = (group.order[ranks[here] - firsts[number]] for ranks in (left, right))
+        first, second = (orders[number][ranks[here] - firsts[number]] for ranks in (left, right))
+        group = groups[number]
         characters[here] = common_prefix_characters(group.texts, first, second, known=group.head)
     apart = np.flatnonzero(left_group != right_group)
     heads = pa.array([group.head for group in groups], TEXT)
@@ -116,11 +129,12 @@ def _shared_characters(groups: list[_Texts], firsts: Ints, left: Ints, right: In
     return characters
 
 
-def _estimated_units(cells: Cells, ids: Ints, shared: Callable[[Ints, Ints], Ints], left: Ints, right: Ints) -> Ints:
-    characters = shared(left, right)
-    of_id = np.concatenate([[1], *[pc.utf8_length(texts).to_numpy(zero_copy_only=False) for texts in cells.texts]])
-    units = [characters * cells.id_lengths[ids[ranks]] // of_id[ids[ranks]] for ranks in (left, right)]
-    estimate: Ints = np.maximum(np.minimum(*units) - 1, 0)
+def _estimated_units(
+    shared: Callable[[Ints, Ints], Ints], characters: Ints, units: Ints, left: Ints, right: Ints
+) -> Ints:
+    common = shared(left, right)
+    in_units = [common * units[ranks] // characters[ranks] for ranks in (left, right)]
+    estimate: Ints = np.maximum(np.minimum(*in_units) - 1, 0)
     return estimate
 
 

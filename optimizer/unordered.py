@@ -10,10 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .clusters import depths
 from .errors import OptimizerError
 from .grouping import Ints
-from .growth import grow
 from .literals import TEXT
 from .ordering import Ordering
 from .rendering import is_list, render_values
@@ -26,6 +24,7 @@ class ItemLists:
     """The items of one list column as codes; the same text is the same item wherever it stands."""
 
     ids: Ints  # [rows, most items] from 1 on, 0 where a list has ended
+    texts: pa.Array  # large_string [distinct items] of ids 1, 2, ...
     lengths: Ints  # [distinct items + 1] characters with the separator; 0 for id 0
 
 
@@ -52,7 +51,7 @@ def _encode_items(values: pa.ChunkedArray) -> ItemLists:
     ids = np.zeros((len(counts), int(counts.max(initial=0))), dtype=np.int64)
     ids[_places(counts, ids.shape[1])] = encoded.indices.to_numpy() + 1
     texts = pc.utf8_length(encoded.dictionary).to_numpy(zero_copy_only=False).astype(np.int64)
-    return ItemLists(ids, np.concatenate([[0], texts + SEPARATOR_LENGTH]))
+    return ItemLists(ids, encoded.dictionary, np.concatenate([[0], texts + SEPARATOR_LENGTH]))
 
 
 def _item_counts(values: pa.ChunkedArray) -> Ints:
@@ -74,41 +73,6 @@ def common_order(items: ItemLists) -> Ints:
     rank = np.empty(len(frequency), dtype=np.int64)
     rank[np.lexsort((np.arange(len(frequency)), -frequency))] = np.arange(len(frequency))
     return np.argsort(np.where(items.ids > 0, rank[items.ids], len(rank)), axis=1, kind="stable")
-
-
-def shared_order(items: ItemLists, homes: Ints) -> Ints:
-    """Positions of items [rows, most items] so that rows of one home begin with items that they share.
-
-    `homes` [rows] numbers groups of rows that share all that stands before the list.
-    """
-    ids = items.ids
-    weights = np.where(_repeated_in_row(ids), 0, items.lengths[ids]).astype(np.float64)
-    num_homes = int(homes.max(initial=0)) + 1
-    growth = grow(ids, weights, homes, num_homes, as_sets=True)
-    parents = np.concatenate([np.full(num_homes, -1), growth.parents])
-    shared = np.concatenate([np.zeros(num_homes, dtype=np.int64), growth.ids])
-    depth = depths(parents)
-    # items that are not shared keep the common order behind those that are
-    rank = np.empty(ids.shape, dtype=np.int64)
-    np.put_along_axis(rank, common_order(items), np.arange(ids.shape[1])[None, :], axis=1)
-    rank += len(parents)
-    node = growth.nodes.copy()
-    inside = np.flatnonzero(depth[node] > 0)
-    while len(inside):
-        here = node[inside]
-        place = (ids[inside] == shared[here][:, None]).argmax(axis=1)
-        rank[inside, place] = depth[here]
-        node[inside] = parents[here]
-        inside = inside[depth[node[inside]] > 0]
-    return np.argsort(rank, axis=1, kind="stable")
-
-
-def _repeated_in_row(ids: Ints) -> npt.NDArray[np.bool_]:
-    """Whether an item stands earlier in the same row, [rows, most items]."""
-    repeated = np.zeros(ids.shape, dtype=bool)
-    for place in range(1, ids.shape[1]):
-        repeated[:, place] = (ids[:, :place] == ids[:, place, None]).any(axis=1)
-    return repeated
 
 
 def arranged_ids(items: ItemLists, order: Ints) -> Ints:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmsql.optimizer import METHODS, OptimizerError, arrange_items, encode, prefix_hits, render, reorder
+from llmsql.optimizer import METHODS, OptimizerError, arrange_items, encode, render, reorder
 
 ITEMS = st.none() | st.sampled_from(["a", "b", "c", "a longer item", "null"])
 ROWS = st.tuples(
@@ -43,15 +43,22 @@ def test_items_change_places_and_nothing_else(rows: list[tuple], method: str) ->
                 assert shown.get(name) == value
 
 
-@given(st.lists(ROWS, max_size=8))
-@settings(deadline=None, max_examples=300)
-@example([(None, "y", []), ([], "y", []), ([None, None], None, []), ([None] * 3, None, [None])])
-def test_prediction_is_no_more_than_the_characters_shared(rows: list[tuple]) -> None:
+@given(st.lists(ROWS, max_size=8), st.sampled_from(["auto", "tree", "fixed", "ophr"]))
+@settings(deadline=None, max_examples=60)
+@example([(None, "y", []), ([], "y", []), ([None, None], None, []), ([None] * 3, None, [None])], "auto")
+@example([(["a"], "x", []), (["a", "b"], "x", []), (["a longer item"], None, ["a"]), (["a"] * 4, "y", None)], "auto")
+def test_prediction_is_what_the_prompts_share(rows: list[tuple], method: str) -> None:
     table = make_table(rows)
-    ordering = reorder(table, method="tree", unordered=["one", "two"])
-    hits = prefix_hits(encode(arrange_items(table, ordering)), ordering)
-    assert ordering.stats.units == hits.characters_total
-    assert hits.characters_hit <= ordering.stats.hit_units <= hits.characters_hit + hits.characters_partial
+    ordering = reorder(table, method=method, unordered=["one", "two"])
+    bodies, stats = render(table, ordering), ordering.stats
+    prefixes = {body[:length] for body in bodies for length in range(1, len(body) + 1)}
+    assert stats.units == sum(map(len, bodies))
+    assert stats.computed_units == len(prefixes)
+    as_given = reorder(table, method="none").stats
+    assert stats.candidates["none"] == as_given.units - as_given.computed_units
+    assert stats.units - stats.computed_units == stats.candidates[stats.chosen]
+    if method == "auto":
+        assert stats.candidates[stats.chosen] == max(stats.candidates.values())
 
 
 def test_rows_begin_with_the_items_they_share() -> None:
@@ -80,6 +87,53 @@ def test_lists_stand_behind_what_is_shared_anyway() -> None:
     ordering = reorder(table, unordered=["passages"])
     assert ordering.stats.chosen == "list after shared"
     assert ordering.fields.tolist() == [[1, 0, 2]] * 40
+
+
+def test_each_node_goes_on_with_the_list_or_with_other_fields() -> None:
+    # half of the rows have a long text of their tenant in common, the others only passages
+    generator = np.random.default_rng(0)
+    passages = [f"passage {i} " + "with text " * 10 for i in range(24)]
+    tenants = [f"tenant {i % 3} " + "with rules " * 60 if i % 2 else f"alone {i}" for i in range(120)]
+    table = pa.table(
+        {
+            "id": list(range(120)),
+            "passages": [[passages[j] for j in generator.choice(24, 4, replace=False)] for _ in range(120)],
+            "tenant": tenants,
+            "day": [f"day {i // 2 % 14}" for i in range(120)],
+        }
+    )
+    ordering = reorder(table, unordered=["passages"])
+    assert ordering.stats.chosen.startswith("list by node")
+    first = {
+        tenants[row].split()[0]: table.column_names[fields[0]] for row, fields in zip(ordering.rows, ordering.fields)
+    }
+    assert first == {"tenant": "tenant", "alone": "passages"}
+    others = [ordering.stats.candidates[name] for name in ("list first", "list after shared", "tree", "fixed")]
+    assert ordering.stats.candidates[ordering.stats.chosen] > 1.05 * max(others)
+
+
+def test_several_lists_are_placed_one_by_one() -> None:
+    generator = np.random.default_rng(0)
+    texts = [f"text {i} " + "of some length " * 8 for i in range(8)]
+    columns = {
+        name: [[texts[j] for j in generator.choice(8, 2, replace=False)] for _ in range(150)] for name in ("one", "two")
+    }
+    table = pa.table({"id": range(150), **columns})
+    both = reorder(table, unordered=["one", "two"]).stats.hit_rate
+    assert both > reorder(table, unordered=["one"]).stats.hit_rate
+    assert both > reorder(table, unordered=["two"]).stats.hit_rate
+
+
+def test_items_may_be_lists_and_structs() -> None:
+    kind = pa.list_(pa.struct([("page", pa.int64()), ("words", pa.list_(pa.string()))]))
+    items = [{"page": 1, "words": ["a", None]}, {"page": 2, "words": []}, {"page": None, "words": None}]
+    table = pa.table({"hits": pa.array([[items[0], items[1]], [items[1], items[0]], [items[2]], None, []], kind)})
+    ordering = reorder(table, unordered=["hits"])
+    shown = [json.loads("{" + body[:-2] + "}") for body in render(table, ordering)]
+    assert sorted(len(row.get("hits", "--------")) for row in shown) == [0, 1, 2, 2, 8]
+    first, second = (row["hits"] for row in shown if len(row.get("hits", [])) == 2)
+    assert first == second
+    assert {"page": 1, "words": ["a", None]} in first
 
 
 def test_lists_of_the_same_items_are_one_cell() -> None:
