@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import AttentionInterface
 
-from .batch import StepBatch, TableArrays
+from .batch import StepBatch
 from .cascade import Plan, Planner
 from .errors import ModelError
-from .kv_cache import KVCache, LayerShape
+from .kv_cache import KVCache, LayerAttention, LayerShape
+
+if TYPE_CHECKING:
+    from .kernel_attention import KernelAttention
 
 ATTENTION_NAME = "llmsql_paged"
 """The name under which transformers knows `attention_forward`."""
@@ -36,22 +39,23 @@ class _SharedTensors:
 
 
 class StepAttention:
-    """One step's attention metadata, made once and used by every layer.
-
-    On CUDA the Triton kernel reads the node table; elsewhere torch runs the cascade plan made from the same table.
-    """
+    """One step's attention metadata, made once and used by every layer; `KernelAttention` is its twin in Triton."""
 
     def __init__(self, batch: StepBatch, cache: KVCache, *, cascade: bool, device: torch.device) -> None:
         self.cache = cache
         self.slots = torch.from_numpy(batch.slots).to(device)
-        self._block_size = batch.block_size
-        self._use_kernel = device.type == "cuda"
         self._plans: dict[tuple[int | None, int], tuple[list[_PrivateTensors], list[_SharedTensors]]] = {}
-        if self._use_kernel:
-            self._table = node_table(batch.table, device)
-        else:
-            self._planner = Planner(batch.table, batch.block_size, cascade=cascade)
-            self._device = device
+        self._planner = Planner(batch.table, batch.block_size, cascade=cascade)
+        self._device = device
+
+    def write(
+        self,
+        layer: int,
+        key: torch.Tensor,  # [tokens, kv_heads, key_dim]
+        value: torch.Tensor,  # [tokens, kv_heads, value_dim]
+    ) -> None:
+        """Store the step's keys and values of one layer."""
+        self.cache.write(layer, self.slots, key, value)
 
     def attend(
         self,
@@ -64,19 +68,6 @@ class StepAttention:
     ) -> torch.Tensor:
         """Attention of all query tokens of the step, [tokens, heads, value_dim]; the step's KV must be written."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        if self._use_kernel:
-            from llmsql.kernels import paged_attention
-
-            return paged_attention(
-                query,
-                keys,
-                values,
-                self._table,
-                block_size=self._block_size,
-                scale=scale,
-                sliding_window=window,
-                softcap=softcap,
-            )
         return self._cascade(query, keys, values, scale=scale, window=window, softcap=softcap)
 
     def _cascade(
@@ -163,10 +154,11 @@ class StepAttention:
 
 
 class ShapeProbe:
-    """Stands in for `StepAttention` in the first forward pass: records what each layer keeps per token."""
+    """Stands in for `StepAttention` in the first forward pass: records what each layer keeps, and how it attends."""
 
     def __init__(self) -> None:
         self.shapes: dict[int, LayerShape] = {}
+        self.attention: list[LayerAttention] = []
 
 
 def attention_forward(
@@ -178,7 +170,7 @@ def attention_forward(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    llmsql_step: StepAttention | ShapeProbe | None = None,
+    llmsql_step: StepAttention | KernelAttention | ShapeProbe | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers calls it; returns [1, tokens, heads, value_dim] and no weights.
@@ -186,16 +178,18 @@ def attention_forward(
     `llmsql_step` is the keyword that the model runner gives to the model.
     """
     layer: int = module.layer_idx  # type: ignore[assignment]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(llmsql_step, ShapeProbe):
         _check_supported(module, attention_mask, others)
         llmsql_step.shapes[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        llmsql_step.attention.append(LayerAttention(scale, sliding_window, softcap))
         return query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3])), None
     assert llmsql_step is not None, "the model must be called by the engine's model runner"
-    llmsql_step.cache.write(layer, llmsql_step.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    llmsql_step.write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
     out = llmsql_step.attend(
         layer,
         query[0].transpose(0, 1),
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        scale=scale,
         window=sliding_window,
         softcap=softcap,
     )
@@ -203,13 +197,6 @@ def attention_forward(
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_forward)
-
-
-def node_table(arrays: TableArrays, device: torch.device) -> Any:
-    """The step's `llmsql.kernels.NodeTable` on `device`."""
-    from llmsql.kernels import NodeTable
-
-    return NodeTable(**{name: torch.from_numpy(array).to(device) for name, array in vars(arrays).items()})
 
 
 def _check_supported(module: torch.nn.Module, attention_mask: torch.Tensor | None, others: dict[str, Any]) -> None:

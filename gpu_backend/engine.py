@@ -18,6 +18,7 @@ from .errors import EngineError, ModelError, RequestError
 from .fair_lock import FairLock
 from .grammar import GrammarCompiler
 from .intake import Intake
+from .kernel_choice import resolve_kernels
 from .loading import eos_token_ids, load_model, max_context, resolve_device, resolve_dtype
 from .masks import MaskMaker, StepMasks
 from .memory import max_logit_rows, num_kv_blocks
@@ -71,6 +72,7 @@ class Engine:
         exact_admission: bool = True,
         forced_tokens: bool = True,
         overlap_masks: bool = True,
+        kernels: str = "auto",
     ) -> None:
         """Load the model and make its KV pool.
 
@@ -91,7 +93,9 @@ class Engine:
                 the same pool, until running requests want the blocks.
             exact_admission: False keeps blocks for `max_tokens` of output free from a request's start; otherwise it
                 starts when the blocks will be free by the time that it needs them.
-            cascade: False lets every row read all of its keys by itself (torch path only).
+            cascade: False lets every row read all of its keys by itself.
+            kernels: "auto" runs Triton's kernels on CUDA and torch elsewhere; "torch" runs torch everywhere, "triton"
+                Triton's kernels everywhere (on the CPU in Triton's interpreter, for tests).
             forced_tokens: False asks the model also for the tokens about which a grammar leaves no choice.
             overlap_masks: False finds the tokens that grammars allow before the model runs, not beside it.
 
@@ -114,7 +118,13 @@ class Engine:
         self.eos_token_ids = eos_token_ids(loaded)
         self.max_context = max_context(loaded)
         self.block_size = block_size
-        self._runner = ModelRunner(loaded, device=self.device, dtype=self.dtype, cascade=cascade)
+        self._runner = ModelRunner(
+            loaded,
+            device=self.device,
+            dtype=self.dtype,
+            cascade=cascade,
+            kernels=resolve_kernels(kernels, self.device),
+        )
         num_blocks = num_kv_blocks(
             kv_memory,
             bytes_per_token=self._runner.kv_bytes_per_token,
@@ -268,11 +278,12 @@ class Engine:
 
     def _read(self, batch: StepBatch, logits: torch.Tensor, masks: StepMasks, prefilled: list[Sequence]) -> None:
         """Turn the step's logits into tokens and scores, and finish the requests that are done."""
-        score_labels(batch, logits)
+        score_labels(batch, logits, kernels=self._runner.kernels)
         for sequence in prefilled:
             if sequence.scores_only:
                 self._finish_choice(sequence)
-        for sequence, token_id, log_prob, error in next_tokens(batch, logits, masks):
+        tokens = next_tokens(batch, logits, masks, kernels=self._runner.kernels)
+        for sequence, token_id, log_prob, error in tokens:
             output = job_of(sequence).output
             assert output is not None
             if error is not None:

@@ -3,31 +3,67 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .attention import ShapeProbe, StepAttention
 from .batch import StepBatch
+from .decoder import FusedDecoder
+from .decoder_families import NotFusedError, check_family, fuse
+from .decoder_layer import ReadRows
 from .errors import ModelError
-from .kv_cache import KVCache, LayerShape
+from .kv_cache import KVCache
+from .loading import max_context
+from .logit_rows import logit_rows
+from .operators import Operators, TorchOperators
+from .parity import NUM_SLOTS, TOLERANCE, difference, sample_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .kernel_attention import KernelAttention
+
+_MIN_SKIPPED_TOKENS = {"cuda": 1024}
+"""From how many tokens on that nobody reads the last layer leaves them out; elsewhere 64. Planning costs time too."""
+
+logger = logging.getLogger(__name__)
+
 
 class ModelRunner:
-    """A model, its KV pool, and the forward pass over one packed row [1, tokens]."""
+    """A model, its KV pool, and the forward pass over one packed row of tokens.
 
-    def __init__(self, model: PreTrainedModel, *, device: torch.device, dtype: torch.dtype, cascade: bool) -> None:
+    Two paths compute the same: transformers' modules, which run every decoder-only family, and the fused decoder where
+    there is one (`decoder`), after it was compared with them.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        cascade: bool,
+        kernels: bool = False,
+        fused: bool = True,
+        copy: bool = True,
+    ) -> None:
+        """See `Engine` for the switches; `copy` is that of `linear.join`."""
         self.model = model
         self.device = device
         self.dtype = dtype
         self.cascade = cascade
+        self.kernels = kernels
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
+        self.decoder: FusedDecoder | None = None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.layer_shapes = self._probe()
+        self._min_skipped_tokens = _MIN_SKIPPED_TOKENS.get(device.type, 64)
+        self._probed = self._probe()
+        self.layer_shapes = [shape for _, shape in sorted(self._probed.shapes.items())]
         self.cache: KVCache | None = None
+        if fused:
+            self._fuse(copy)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -42,21 +78,48 @@ class ModelRunner:
     def forward(self, batch: StepBatch) -> torch.Tensor:
         """Logits [logits, vocab] of the tokens in `batch.logit_index`; writes the KV of all tokens of the step."""
         assert self.cache is not None, "allocate() comes first"
-        attention = StepAttention(batch, self.cache, cascade=self.cascade, device=self.device)
-        keep = torch.from_numpy(batch.logit_index).to(self.device)
-        return self._call(
+        if self.decoder is None:
+            return self._run_modules(batch, self.cache)
+        return self._run_decoder(self.decoder, batch, self.cache, self._min_skipped_tokens)
+
+    def _run_modules(self, batch: StepBatch, cache: KVCache) -> torch.Tensor:
+        return self._call(*self._inputs(batch), self._index(batch), self._attention(batch, cache))
+
+    def _run_decoder(
+        self, decoder: FusedDecoder, batch: StepBatch, cache: KVCache, min_skipped_tokens: int
+    ) -> torch.Tensor:
+        attention = self._attention(batch, cache)
+        num_logits, num_tokens = len(batch.logit_index), len(batch.token_ids)
+        rows = None
+        if num_logits < num_tokens:
+            alone = num_logits > 0 and num_tokens - num_logits >= min_skipped_tokens
+            rows = ReadRows(self._index(batch), self._attention(logit_rows(batch), cache) if alone else None)
+        num_positions = int(batch.positions.max()) + 1
+        return decoder(*self._inputs(batch), attention, num_positions=num_positions, rows=rows)
+
+    def _index(self, batch: StepBatch) -> torch.Tensor:
+        return torch.from_numpy(batch.logit_index).to(self.device)
+
+    def _inputs(self, batch: StepBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and positions [tokens] int64."""
+        return (
             torch.from_numpy(batch.token_ids).to(self.device, torch.int64),
             torch.from_numpy(batch.positions).to(self.device, torch.int64),
-            keep,
-            attention,
         )
+
+    def _attention(self, batch: StepBatch, cache: KVCache) -> StepAttention | KernelAttention:
+        if not self.kernels:
+            return StepAttention(batch, cache, cascade=self.cascade, device=self.device)
+        from .kernel_attention import KernelAttention  # loads triton
+
+        return KernelAttention(batch, cache, cascade=self.cascade, device=self.device)
 
     def _call(
         self,
         token_ids: torch.Tensor,  # [tokens] int64
         positions: torch.Tensor,  # [tokens] int64
         keep: torch.Tensor,  # [logits] int64
-        step: StepAttention | ShapeProbe,
+        step: StepAttention | KernelAttention | ShapeProbe,
     ) -> torch.Tensor:
         options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
         output = self.model(
@@ -66,7 +129,7 @@ class ModelRunner:
         return logits if self._keeps_logits else logits[keep]
 
     @torch.inference_mode()
-    def _probe(self) -> list[LayerShape]:
+    def _probe(self) -> ShapeProbe:
         """Run one token to see what each layer keeps, and that every layer attends through our function."""
         probe = ShapeProbe()
         one = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -83,4 +146,46 @@ class ModelRunner:
                 f"only {len(probe.shapes)} of the {num_layers} layers of {name} are plain attention layers; recurrent,"
                 " cross-attention and hybrid architectures are not supported"
             )
-        return [probe.shapes[layer] for layer in range(num_layers)]
+        return probe
+
+    @torch.inference_mode()
+    def _fuse(self, copy: bool) -> None:
+        """Make the fused decoder, and keep it if its logits are those of the model's modules."""
+        name = type(self.model).__name__
+        try:
+            check_family(self.model)
+        except NotFusedError as reason:
+            logger.info("%s runs by transformers' modules: %s", name, reason)
+            return
+        steps = sample_steps(self.vocab_size, max_context(self.model))
+        expected = self._sample_logits(steps, None)
+        operators = self._operators()
+        decoder = fuse(self.model, self._probed.attention, self.layer_shapes, operators=operators, copy=copy)
+        found = self._sample_logits(steps, decoder)
+        worst = max(difference(one, other) for one, other in zip(expected, found))
+        tolerance = TOLERANCE.get(self.dtype, 0.0)
+        if worst <= tolerance:
+            self.decoder = decoder
+            logger.info("%s runs by the fused decoder; its logits differ by %.1e", name, worst)
+            return
+        decoder.restore()
+        logger.warning(
+            "%s runs by transformers' modules: logits of the fused decoder differ by %.1e (root mean square,"
+            " relative), which is more than %.0e; please report this",
+            name,
+            worst,
+            tolerance,
+        )
+
+    def _sample_logits(self, steps: list[StepBatch], decoder: FusedDecoder | None) -> list[torch.Tensor]:
+        cache = KVCache(self.layer_shapes, NUM_SLOTS, dtype=self.dtype, device=self.device)
+        if decoder is None:
+            return [self._run_modules(batch, cache) for batch in steps]
+        return [self._run_decoder(decoder, batch, cache, min_skipped_tokens=1) for batch in steps]
+
+    def _operators(self) -> Operators:
+        if not self.kernels:
+            return TorchOperators()
+        from .triton_operators import TritonOperators  # loads triton
+
+        return TritonOperators()

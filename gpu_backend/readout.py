@@ -29,25 +29,29 @@ class NextToken(NamedTuple):
     error: str | None
 
 
-def next_tokens(batch: StepBatch, logits: torch.Tensor, masks: StepMasks) -> list[NextToken]:
+def next_tokens(batch: StepBatch, logits: torch.Tensor, masks: StepMasks, *, kernels: bool = False) -> list[NextToken]:
     """The next token of every sequence that generates text, from logits [logits, vocab].
 
-    The logits of constrained rows are overwritten, so the labels of choices must have been read.
+    `kernels` is that of `label_log_probs`. The logits of constrained rows are overwritten, so the labels of choices
+    must have been read.
     """
     rows = [(sequence, row) for chunk, row in batch.readers for sequence in chunk.sequences if not sequence.scores_only]
     masks.wait()
     free = [(sequence, row) for sequence, row in rows if sequence not in masks.rows]
     bound = [(sequence, row) for sequence, row in rows if sequence in masks.rows]
-    tokens = _choose(*_rows(logits, free))
+    tokens = _choose(*_rows(logits, free), kernels)
     if bound:
         sequences, own = _rows(logits, bound)
         apply_masks(own, masks, sequences)
-        tokens += [_checked(token) for token in _choose(sequences, own)]
+        tokens += [_checked(token) for token in _choose(sequences, own, kernels)]
     return tokens
 
 
-def score_labels(batch: StepBatch, logits: torch.Tensor) -> None:
-    """Add the log-probabilities that these logits [logits, vocab] give to the scores of the choice requests."""
+def score_labels(batch: StepBatch, logits: torch.Tensor, *, kernels: bool = False) -> None:
+    """Add the log-probabilities that these logits [logits, vocab] give to the scores of the choice requests.
+
+    `kernels` is that of `label_log_probs`.
+    """
     terms = [
         term
         for chunk, first_row in batch.readers
@@ -56,7 +60,8 @@ def score_labels(batch: StepBatch, logits: torch.Tensor) -> None:
         for term in _label_terms(sequence, chunk, first_row)
     ]
     if terms:
-        log_probs = label_log_probs(logits, [row for *_, row, _ in terms], [token for *_, token in terms])
+        rows, token_ids = [row for *_, row, _ in terms], [token for *_, token in terms]
+        log_probs = label_log_probs(logits, rows, token_ids, kernels=kernels)
         for (job, place, label, _, _), log_prob in zip(terms, log_probs.tolist()):
             assert job.scores is not None
             job.scores.add(place, label, log_prob)
@@ -70,7 +75,7 @@ def _rows(logits: torch.Tensor, readers: list[tuple[Sequence, int]]) -> tuple[li
     return [sequence for sequence, _ in readers], logits
 
 
-def _choose(sequences: list[Sequence], logits: torch.Tensor) -> list[NextToken]:
+def _choose(sequences: list[Sequence], logits: torch.Tensor, kernels: bool) -> list[NextToken]:
     """The next token of each sequence from its row of [sequences, vocab]."""
     if not sequences:
         return []
@@ -84,7 +89,8 @@ def _choose(sequences: list[Sequence], logits: torch.Tensor) -> list[NextToken]:
     log_probs = [0.0] * len(jobs)
     asked = [row for row, job in enumerate(jobs) if job.request.return_log_probs and usable[row]]
     if asked:
-        for row, log_prob in zip(asked, label_log_probs(logits, asked, token_ids[asked].tolist()).tolist()):
+        given = label_log_probs(logits, asked, token_ids[asked].tolist(), kernels=kernels)
+        for row, log_prob in zip(asked, given.tolist()):
             log_probs[row] = log_prob
     errors = [None if good else NOT_A_NUMBER for good in usable.tolist()]
     return [NextToken(*row) for row in zip(sequences, token_ids.tolist(), log_probs, errors)]

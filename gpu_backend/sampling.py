@@ -46,11 +46,16 @@ def label_log_probs(
     logits: torch.Tensor,  # [rows, vocab]
     rows: Sequence[int],
     token_ids: Sequence[int],
+    *,
+    kernels: bool = False,
 ) -> npt.NDArray[np.float64]:
     """log softmax(logits[row])[token] of each pair, float64; NaN where the row holds a NaN.
 
-    Only the sum over each row that is used is computed, in float32, and one number read per pair.
+    Only the sum over each row that is used is computed, in float32, and one number read per pair; with `kernels`, in
+    one pass by Triton's.
     """
+    if kernels:
+        return _label_log_probs_by_kernel(logits, np.array(rows, np.int64), np.array(token_ids, np.int64))
     used, inverse = np.unique(np.array(rows, np.int64), return_inverse=True)
     totals = torch.empty(len(used), dtype=torch.float32, device=logits.device)
     chosen = logits if len(used) == len(logits) else logits[torch.from_numpy(used).to(logits.device)]
@@ -59,6 +64,20 @@ def label_log_probs(
     index = torch.from_numpy(inverse).to(logits.device)
     tokens = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
     log_probs: npt.NDArray[np.float64] = (chosen[index, tokens].float() - totals[index]).double().cpu().numpy()
+    return log_probs
+
+
+def _label_log_probs_by_kernel(
+    logits: torch.Tensor, rows: npt.NDArray[np.int64], token_ids: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    from llmsql.kernels import gathered_log_softmax  # loads triton
+
+    order = np.argsort(rows, kind="stable")
+    used, counts = np.unique(rows, return_counts=True)
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    arguments = (torch.from_numpy(array).to(logits.device) for array in (used, starts, token_ids[order]))
+    log_probs = np.empty(len(rows))
+    log_probs[order] = gathered_log_softmax(logits, *arguments).double().cpu().numpy()
     return log_probs
 
 

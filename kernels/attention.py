@@ -1,15 +1,35 @@
-"""Paged attention over tree paths: the call the engine makes on CUDA, its launch configuration and its limits."""
+"""Paged attention over a work list: prefill chunks, decode tokens, split keys and shared prefixes, in one kernel.
 
+Keys and values lie in a pool by slot, gathered through the block lists of a `NodeTable`; a `WorkList` says which
+program attends with which query tokens to which run of keys. Three uses differ only in the list:
+
+- a block of one row's queries against the keys of its path (paged attention);
+- the same, its keys cut among several programs where there would be too few (split-KV, "flash-decoding");
+- the query tokens of all rows of a group against the nodes they share, read once for all of them (the prefix pass of a
+  cascade; Hydragen, Juravsky et al. 2024; Ye et al., "Cascade Inference", 2024), and each row's own keys apart.
+
+Where a token's keys are cut, each part gives a normalised result and its log-sum-exp in fp32, and `merge_parts` joins
+them. The softmax is computed online in fp32 (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022, section
+3.1). The heads that share a KV head are folded into the rows of one tile, so keys and values are read once for them.
+
+Limits: float16, bfloat16 or float32, all the same; head dimensions of keys and values up to 256; up to 128 query heads
+per KV head; any block size. The torch reference is `paged_attention_reference`.
+"""
+
+# mypy: allow-incomplete-defs, allow-untyped-defs, allow-untyped-decorators
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .language import FUSION, check_device, compute_type, jit, next_power_of_two, on_device, tl
+from .merge import merge_parts
+
 if TYPE_CHECKING:
     from .node_table import NodeTable
+    from .work_list import WorkList
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
@@ -17,79 +37,94 @@ MAX_GROUP = 128  # query heads per KV head; they are folded into the rows of one
 
 
 def paged_attention(
-    query: torch.Tensor,  # [tokens, heads, head_dim]
-    key_pool: torch.Tensor,  # [slots, kv_heads, head_dim]
-    value_pool: torch.Tensor,  # [slots, kv_heads, head_dim]
+    query: torch.Tensor,  # [tokens, heads, key_dim]
+    key_pool: torch.Tensor,  # [slots, kv_heads, key_dim]
+    value_pool: torch.Tensor,  # [slots, kv_heads, value_dim]
     table: NodeTable,
+    work: WorkList,
     *,
     block_size: int,
     scale: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Attention of every packed query token over the keys on its row's path, [tokens, heads, head_dim].
+    """Attention of every packed query token over the keys on its row's path, [tokens, heads, value_dim].
 
-    One launch serves prefill chunks and decode tokens together; nothing is read back from the device. A token that
-    sees no key gets zeros. `sliding_window` counts the token itself; `softcap` is applied to the scaled scores before
-    masking. Query heads `h * heads / kv_heads` and following share KV head `h`.
+    Nothing is read back from the device. A token that sees no key gets zeros; one that `work` does not name is left
+    undefined. `sliding_window` counts the token itself, and `work` must have been made with it; `softcap` is applied to
+    the scaled scores before masking. Query heads `h * heads / kv_heads` and following share KV head `h`.
 
     Raises ValueError for shapes or types outside the limits of this module, RuntimeError where the tensors are not on
     a CUDA device, and ModuleNotFoundError where triton is not installed.
     """
-    _check_arguments(query, key_pool, value_pool, table, block_size, sliding_window, softcap)
-    kernel, interpreted = _load_kernel()
-    if not interpreted and query.device.type != "cuda":
-        raise RuntimeError(
-            f"paged_attention runs on CUDA tensors, these are on {query.device}. "
-            "On other devices use the engine's torch attention, or paged_attention_reference in tests."
-        )
-    tokens, heads, head_dim = query.shape
-    kv_heads = key_pool.shape[1]
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    if tokens == 0 or table.num_rows == 0:
-        return out.zero_()
-    launch = launch_configuration(
-        head_dim=head_dim,
-        group=heads // kv_heads,
-        dtype=query.dtype,
-        tokens_per_row=tokens / table.num_rows,
-        block_size=block_size,
-        has_window=sliding_window is not None,
-        has_softcap=softcap is not None,
-        interpreted=interpreted,
-    )
-    grid = (tokens // launch.constants["BLOCK_Q"] + table.num_rows, kv_heads)  # an upper bound from shapes alone
-    with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
-        kernel[grid](
-            out,
-            query,
-            key_pool,
-            value_pool,
-            table.node_block_start,
-            table.blocks,
-            table.node_offset,
-            table.node_len,
-            table.node_position,
-            table.path_start,
-            table.path_nodes,
-            table.query_start,
-            table.query_position,
-            table.num_rows,
-            scale if softcap is None else scale / softcap,
-            1.0 if softcap is None else softcap,
-            0 if sliding_window is None else sliding_window,
-            out.stride(0),
-            out.stride(1),
-            query.stride(0),
-            query.stride(1),
-            key_pool.stride(0),
-            key_pool.stride(1),
-            value_pool.stride(0),
-            value_pool.stride(1),
-            **launch.constants,
-            **launch.options,
-        )
+    _check_arguments(query, key_pool, value_pool, table, work, block_size, sliding_window, softcap)
+    check_device("paged_attention", query)
+    tokens, heads, key_dim = query.shape
+    _, kv_heads, value_dim = value_pool.shape
+    out = query.new_empty((tokens, heads, value_dim))
+    parts = query.new_empty((work.num_parts, heads, value_dim), dtype=torch.float32)
+    lse = query.new_empty((work.num_parts, heads), dtype=torch.float32)
+    with on_device(query):
+        for launch in work.launches:
+            made = launch_configuration(
+                launch.block_m,
+                key_dim=key_dim,
+                value_dim=value_dim,
+                group=heads // kv_heads,
+                dtype=query.dtype,
+                block_size=block_size,
+                has_window=sliding_window is not None,
+                has_softcap=softcap is not None,
+                has_parts=work.num_parts > 0,
+            )
+            paged_attention_kernel[(launch.num_items, kv_heads)](
+                out,
+                parts,
+                lse,
+                query,
+                key_pool,
+                value_pool,
+                work.items[launch.first_item :],
+                work.entry_token,
+                work.entry_position,
+                work.entry_part,
+                table.node_block_start,
+                table.blocks,
+                table.node_offset,
+                table.node_len,
+                table.node_position,
+                table.path_nodes,
+                scale if softcap is None else scale / softcap,
+                1.0 if softcap is None else softcap,
+                0 if sliding_window is None else sliding_window,
+                heads,
+                query.stride(0),
+                query.stride(1),
+                key_pool.stride(0),
+                key_pool.stride(1),
+                value_pool.stride(0),
+                value_pool.stride(1),
+                **made.constants,
+                **made.options,
+            )
+        merge_parts(out, parts, lse, work.merge_token, work.merge_start)
     return out
+
+
+@dataclass(frozen=True)
+class TileLimits:
+    """Rows of a program's tile (query tokens times the query heads that share a KV head)."""
+
+    smallest: int
+    largest: int
+
+
+def tile_limits(*, key_dim: int, value_dim: int, group: int, dtype: torch.dtype) -> TileLimits:
+    """The range of tiles that a work list may ask for: from the 16 rows that a tensor core takes to 64 or 128."""
+    smallest = max(16, next_power_of_two(group))
+    if dtype == torch.float32:  # no tensor core in full precision: larger tiles only spill registers
+        return TileLimits(smallest, smallest)
+    return TileLimits(smallest, max(smallest, 128 if max(key_dim, value_dim) <= 128 else 64))
 
 
 @dataclass(frozen=True)
@@ -101,72 +136,179 @@ class LaunchConfiguration:
 
 
 def launch_configuration(
+    block_m: int,
     *,
-    head_dim: int,
+    key_dim: int,
+    value_dim: int,
     group: int,  # query heads per KV head
     dtype: torch.dtype,
-    tokens_per_row: float,
     block_size: int,
     has_window: bool = False,
     has_softcap: bool = False,
-    interpreted: bool = False,
+    has_parts: bool = False,
 ) -> LaunchConfiguration:
-    """The configuration for a batch, from what the host knows without asking the device.
+    """The configuration for tiles of `block_m` rows, a power of two between the `tile_limits`.
 
-    Batches of short rows (decode) take the smallest tile that a tensor core accepts, 16 rows; batches of long rows
-    (prefill) take 64 or 128 in half precision. Loads of the next tile overlap the work on this one where both fit in
-    99 KiB of shared memory, which cards of compute capability 8.6, 8.9 and 12.0 have (data-centre cards have more), so
-    that every card runs the same configurations. Needs triton for the name of the compute type.
+    Loads of the next keys overlap the work on these where both fit in 99 KiB of shared memory, which cards of compute
+    capability 8.6, 8.9 and 12.0 have (data-centre cards have more), so that every card runs the same configurations.
     """
-    import triton.language as tl
-
-    padded_dim = max(16, _next_power_of_two(head_dim))
-    smallest = max(16, _next_power_of_two(group))
-    if dtype == torch.float32:  # no tensor core in full precision: larger tiles only spill registers
-        largest, tile = smallest, 32 if padded_dim <= 128 else 16
-    elif padded_dim <= 128:
-        largest, tile = max(smallest, 128), 64
+    padded_key, padded_value = (max(16, next_power_of_two(dim)) for dim in (key_dim, value_dim))
+    widest = max(padded_key, padded_value)
+    if dtype == torch.float32:
+        tile = 32 if widest <= 128 else 16
     else:
-        largest, tile = max(smallest, 64), 32
-    block_m = min(max(smallest, _next_power_of_two(int(tokens_per_row * group))), largest)
-    row_bytes = padded_dim * dtype.itemsize
-    stages = 2 if (block_m + 2 * 2 * tile) * row_bytes <= 96 * 1024 else 1  # the query tile, keys and values twice
-    # The interpreter computes wrong results in bf16 without saying so; there the operands are widened.
-    compute = tl.float32 if interpreted and dtype == torch.bfloat16 else getattr(tl, str(dtype).split(".")[1])
+        tile = 64 if widest <= 128 else 32
+    shared = (block_m * padded_key + 2 * tile * (padded_key + padded_value)) * dtype.itemsize
     constants = {
-        "HEAD_DIM": head_dim,
-        "PADDED_DIM": padded_dim,
+        "KEY_DIM": key_dim,
+        "PADDED_KEY": padded_key,
+        "VALUE_DIM": value_dim,
+        "PADDED_VALUE": padded_value,
         "GROUP": group,
         "BLOCK_SIZE": block_size,
-        "BLOCK_Q": block_m // group,
         "BLOCK_M": block_m,
         "TILE": tile,
         "HAS_WINDOW": has_window,
         "HAS_SOFTCAP": has_softcap,
-        "COMPUTE": compute,
+        "HAS_PARTS": has_parts,
+        "COMPUTE": compute_type(dtype),
     }
-    warps = 8 if block_m >= 128 or block_m * padded_dim >= 128 * 128 else 4
-    # Fusion is named because triton 3.9 warns where it is left to the default, which changes in 3.10.
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    return LaunchConfiguration(constants, options)
+    warps = 8 if block_m >= 128 or block_m * widest >= 128 * 128 else 4
+    return LaunchConfiguration(constants, {"num_warps": warps, "num_stages": 2 if shared <= 96 * 1024 else 1, **FUSION})
 
 
-def _next_power_of_two(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()
+@jit(do_not_specialize=["window", "num_heads"])
+def paged_attention_kernel(
+    out_pointer,  # [tokens, num_heads, VALUE_DIM] contiguous
+    part_pointer,  # [parts, num_heads, VALUE_DIM] contiguous, fp32
+    lse_pointer,  # [parts, num_heads] contiguous, fp32
+    query_pointer,  # [tokens, num_heads, KEY_DIM]
+    key_pointer,  # [slots, kv_heads, KEY_DIM]
+    value_pointer,  # [slots, kv_heads, VALUE_DIM]
+    items,  # the tensors of WorkList
+    entry_token,
+    entry_position,
+    entry_part,
+    node_block_start,  # the tensors of NodeTable
+    blocks,
+    node_offset,
+    node_len,
+    node_position,
+    path_nodes,
+    score_scale,  # scale, or scale / softcap
+    score_cap,  # softcap
+    window,  # sliding window in tokens
+    num_heads,
+    query_token_stride,
+    query_head_stride,
+    key_slot_stride,
+    key_head_stride,
+    value_slot_stride,
+    value_head_stride,
+    KEY_DIM: tl.constexpr,
+    PADDED_KEY: tl.constexpr,  # next power of two
+    VALUE_DIM: tl.constexpr,
+    PADDED_VALUE: tl.constexpr,
+    GROUP: tl.constexpr,  # query heads per KV head
+    BLOCK_SIZE: tl.constexpr,  # slots per block of the pool
+    BLOCK_M: tl.constexpr,  # rows of the tile, at least an item's query tokens times GROUP
+    TILE: tl.constexpr,  # keys per step
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_PARTS: tl.constexpr,
+    COMPUTE: tl.constexpr,  # type of the operands of both matrix products
+):
+    """A program: one item of the work list and the query heads of one KV head; grid (items, kv_heads)."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    ITEM_WIDTH: tl.constexpr = 8
+    item = items + tl.program_id(0) * ITEM_WIDTH
+    kv_head = tl.program_id(1)
+    entry_begin = tl.load(item)
+    num_entries = tl.load(item + 1)
+    path_begin = tl.load(item + 2)
+    path_end = tl.load(item + 3)
+    key_begin = tl.load(item + 4)
+    key_end = tl.load(item + 5)
 
+    lane = tl.arange(0, BLOCK_M)
+    is_query = lane < num_entries * GROUP
+    entry = entry_begin + lane // GROUP
+    token = tl.load(entry_token + entry, mask=is_query, other=0).to(tl.int64)
+    position = tl.load(entry_position + entry, mask=is_query, other=0)
+    head = kv_head * GROUP + lane % GROUP
+    key_dim = tl.arange(0, PADDED_KEY)
+    value_dim = tl.arange(0, PADDED_VALUE)
+    query = tl.load(
+        (query_pointer + token * query_token_stride + head * query_head_stride)[:, None] + key_dim[None, :],
+        mask=is_query[:, None] & (key_dim < KEY_DIM)[None, :],
+        other=0.0,
+    ).to(COMPUTE)
 
-def _load_kernel() -> tuple[Any, bool]:
-    """The kernel and whether it runs in Triton's interpreter (TRITON_INTERPRET=1 when triton was first imported)."""
-    try:
-        import triton
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "paged_attention needs triton, which is not installed (it exists for Linux with an NVIDIA or AMD GPU): "
-            "`pip install triton`, or run the engine with device='cpu', which needs no triton."
-        ) from error
-    from .attention_kernel import paged_attention_kernel
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)  # running maximum of the scores, in powers of two
+    total = tl.zeros([BLOCK_M], tl.float32)  # running sum of the weights
+    gathered = tl.zeros([BLOCK_M, PADDED_VALUE], tl.float32)  # running weighted sum of the values
 
-    return paged_attention_kernel, not isinstance(paged_attention_kernel, triton.JITFunction)
+    for step in range(path_begin, path_end):
+        node = tl.load(path_nodes + step)
+        node_begin = tl.load(node_position + node)
+        place = tl.load(node_offset + node)
+        node_blocks = blocks + tl.load(node_block_start + node)
+        # Keys [low, high) of this node are the item's; the range is empty for nodes outside all bounds.
+        low = tl.maximum(key_begin - node_begin, 0)
+        high = tl.minimum(tl.load(node_len + node), key_end - node_begin)
+        for tile in range(low, high, TILE):
+            key_index = tile + tl.arange(0, TILE)
+            in_node = key_index < high
+            slot_in_node = place + key_index
+            block = tl.load(node_blocks + slot_in_node // BLOCK_SIZE, mask=in_node, other=0)
+            slot = block.to(tl.int64) * BLOCK_SIZE + slot_in_node % BLOCK_SIZE
+            key = tl.load(
+                (key_pointer + slot * key_slot_stride + kv_head * key_head_stride)[:, None] + key_dim[None, :],
+                mask=in_node[:, None] & (key_dim < KEY_DIM)[None, :],
+                other=0.0,
+            ).to(COMPUTE)
+            scores = tl.dot(query, tl.trans(key), input_precision="ieee") * score_scale  # [BLOCK_M, TILE] fp32
+            if HAS_SOFTCAP:
+                # tanh with one exponential: goes to 1 and -1 where the symmetric form is inf / inf
+                scores = score_cap * (1.0 - 2.0 / (tl.exp2(scores * (2.0 * LOG2E)) + 1.0))
+            key_position = node_begin + key_index
+            visible = in_node[None, :] & (key_position[None, :] <= position[:, None])
+            if HAS_WINDOW:
+                visible = visible & (key_position[None, :] > position[:, None] - window)
+            scores = tl.where(visible, scores * LOG2E, float("-inf"))
+
+            new_best = tl.maximum(best, tl.max(scores, 1))
+            shift = tl.where(new_best == float("-inf"), 0.0, new_best)  # a lane may have seen no key yet
+            weight = tl.exp2(scores - shift[:, None])
+            keep = tl.exp2(best - shift)
+            total = total * keep + tl.sum(weight, 1)
+            value = tl.load(
+                (value_pointer + slot * value_slot_stride + kv_head * value_head_stride)[:, None] + value_dim[None, :],
+                mask=in_node[:, None] & (value_dim < VALUE_DIM)[None, :],
+                other=0.0,
+            ).to(COMPUTE)
+            gathered = gathered * keep[:, None]
+            gathered = tl.dot(weight.to(COMPUTE), value, gathered, input_precision="ieee")
+            best = new_best
+
+    seen = tl.where(total == 0.0, 1.0, total)
+    result = gathered / seen[:, None]  # zeros where no key was seen
+    in_value = (value_dim < VALUE_DIM)[None, :]
+    whole = is_query
+    if HAS_PARTS:
+        part = tl.load(entry_part + entry, mask=is_query, other=-1).to(tl.int64)
+        whole = is_query & (part < 0)
+        is_part = is_query & (part >= 0)
+        row = part * num_heads + head
+        tl.store(part_pointer + row[:, None] * VALUE_DIM + value_dim[None, :], result, mask=is_part[:, None] & in_value)
+        lse = tl.where(total == 0.0, float("-inf"), best / LOG2E + tl.log(seen))
+        tl.store(lse_pointer + row, lse, mask=is_part)
+    row = token * num_heads + head
+    tl.store(
+        (out_pointer + row * VALUE_DIM)[:, None] + value_dim[None, :],
+        result.to(out_pointer.dtype.element_ty),
+        mask=whole[:, None] & in_value,
+    )
 
 
 def _check_arguments(
@@ -174,20 +316,21 @@ def _check_arguments(
     key_pool: torch.Tensor,
     value_pool: torch.Tensor,
     table: NodeTable,
+    work: WorkList,
     block_size: int,
     sliding_window: int | None,
     softcap: float | None,
 ) -> None:
-    if query.dim() != 3 or key_pool.dim() != 3 or key_pool.shape != value_pool.shape:
+    if query.dim() != 3 or key_pool.dim() != 3 or value_pool.dim() != 3 or key_pool.shape[:2] != value_pool.shape[:2]:
         raise ValueError(
-            "paged_attention takes query [tokens, heads, head_dim] and pools [slots, kv_heads, head_dim] of one shape, "
-            f"not {tuple(query.shape)}, {tuple(key_pool.shape)} and {tuple(value_pool.shape)}"
+            "paged_attention takes query [tokens, heads, key_dim] and pools [slots, kv_heads, key_dim] and [slots, "
+            f"kv_heads, value_dim], not {tuple(query.shape)}, {tuple(key_pool.shape)} and {tuple(value_pool.shape)}"
         )
-    (_, heads, head_dim), (slots, kv_heads, pool_dim) = query.shape, key_pool.shape
-    if head_dim != pool_dim or not 1 <= head_dim <= MAX_HEAD_DIM:
+    (_, heads, key_dim), (slots, kv_heads, pool_dim) = query.shape, key_pool.shape
+    if key_dim != pool_dim or not 1 <= key_dim <= MAX_HEAD_DIM or not 1 <= value_pool.shape[2] <= MAX_HEAD_DIM:
         raise ValueError(
-            f"head_dim is {head_dim} in the query and {pool_dim} in the pool: "
-            f"they must be equal and at most {MAX_HEAD_DIM}"
+            f"the head dimension is {key_dim} in the query, {pool_dim} in the keys and {value_pool.shape[2]} in the "
+            f"values: the first two must be equal, and all at most {MAX_HEAD_DIM}"
         )
     if kv_heads == 0 or heads % kv_heads or not 1 <= heads // kv_heads <= MAX_GROUP:
         raise ValueError(f"{heads} heads over {kv_heads} KV heads: must be a multiple of 1 to {MAX_GROUP}")
@@ -196,12 +339,12 @@ def _check_arguments(
             "query and pools must all be float16, all bfloat16 or all float32, "
             f"not {query.dtype}, {key_pool.dtype} and {value_pool.dtype}"
         )
-    if {query.stride(2), key_pool.stride(2), value_pool.stride(2)} != {1} and head_dim > 1:
+    if any(tensor.shape[2] > 1 and tensor.stride(2) != 1 for tensor in (query, key_pool, value_pool)):
         raise ValueError("the last dimension of query and pools must be contiguous (stride 1)")
-    if not query.device == key_pool.device == value_pool.device == table.blocks.device:
+    if not query.device == key_pool.device == value_pool.device == table.blocks.device == work.items.device:
         raise ValueError(
-            f"query is on {query.device}, the pools on {key_pool.device} and {value_pool.device}, "
-            f"the node table on {table.blocks.device}: move them to one device"
+            f"query is on {query.device}, the pools on {key_pool.device} and {value_pool.device}, the node table on "
+            f"{table.blocks.device}, the work list on {work.items.device}: move them to one device"
         )
     if block_size < 1 or slots % block_size:
         raise ValueError(f"a pool of {slots} slots is not a whole number of blocks of {block_size}")

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def paged_attention_reference(
-    query: torch.Tensor,  # [tokens, heads, head_dim]
-    key_pool: torch.Tensor,  # [slots, kv_heads, head_dim]
-    value_pool: torch.Tensor,  # [slots, kv_heads, head_dim]
+    query: torch.Tensor,  # [tokens, heads, key_dim]
+    key_pool: torch.Tensor,  # [slots, kv_heads, key_dim]
+    value_pool: torch.Tensor,  # [slots, kv_heads, value_dim]
     table: NodeTable,
     *,
     block_size: int,
@@ -21,14 +21,14 @@ def paged_attention_reference(
     sliding_window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Attention of every packed query token over its row's path, [tokens, heads, head_dim] in the type of `query`.
+    """Attention of every packed query token over its row's path, [tokens, heads, value_dim] in the type of `query`.
 
     Follows the contract in `NodeTable` word for word and uses no trick of the kernel: each row's keys are gathered to
     a dense list by a loop over nodes and tokens, and each head's softmax is computed in fp32. A token that sees no key
     gets zeros. Slow on purpose.
     """
     group = query.shape[1] // key_pool.shape[1]
-    out = torch.zeros(query.shape, dtype=torch.float32, device=query.device)
+    out = torch.zeros((*query.shape[:2], value_pool.shape[2]), dtype=torch.float32, device=query.device)
     starts, positions = table.query_start.tolist(), table.query_position.tolist()
     for row in range(table.num_rows):
         slots, key_positions = row_keys(table, row, block_size)

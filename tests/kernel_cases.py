@@ -6,9 +6,13 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from llmsql.kernels import NodeTable
+from llmsql.gpu_backend.attention_work import Group, LayerTiles, plan_work
+from llmsql.gpu_backend.batch import TableArrays
+from llmsql.kernels import NodeTable, WorkList
+from llmsql.kernels.attention import tile_limits
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,25 @@ class Case:
     table: NodeTable
     query: torch.Tensor  # [tokens, heads, head_dim]
     key_pool: torch.Tensor  # [slots, kv_heads, head_dim]; NaN in every slot that no node owns
-    value_pool: torch.Tensor
+    value_pool: torch.Tensor  # [slots, kv_heads, value_dim]; likewise
     paths: list[tuple[torch.Tensor, torch.Tensor, Row]]  # each row's keys and values in order of position
     options: dict[str, Any]  # block_size, scale, sliding_window, softcap
 
     @property
     def arguments(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, NodeTable]:
         return self.query, self.key_pool, self.value_pool, self.table
+
+    def work(self, *, levels: int = 0, processors: int = 1, min_segment_keys: int = 9) -> WorkList:
+        """The work list with the nodes of the first `levels` levels shared where they can be."""
+        _, kv_heads, value_dim = self.value_pool.shape
+        group = self.query.shape[1] // kv_heads
+        limits = tile_limits(key_dim=self.query.shape[2], value_dim=value_dim, group=group, dtype=self.query.dtype)
+        layer = LayerTiles(kv_heads, group, limits, self.options["sliding_window"])
+        arrays = TableArrays(**{name: tensor.numpy() for name, tensor in vars(self.table).items()})
+        groups = shared_groups(self.table, levels)
+        work = plan_work(arrays, groups, layer, processors=processors, min_segment_keys=min_segment_keys)
+        work.check(self.table, group, window=self.options["sliding_window"])
+        return work
 
     def to(self, device: str) -> Case:
         tensors = [t.to(device) for t in (self.query, self.key_pool, self.value_pool)]
@@ -50,6 +66,7 @@ def build(
     heads: int = 2,
     kv_heads: int = 1,
     head_dim: int = 16,
+    value_dim: int | None = None,
     block_size: int = 4,
     dtype: torch.dtype = torch.float32,
     sliding_window: int | None = None,
@@ -65,7 +82,8 @@ def build(
     spare = 3  # blocks that belong to nobody
     free = list(range(spare + sum(-(-node.length // block_size) + 1 for node in nodes)))
     key_pool = torch.full((len(free) * block_size, kv_heads, head_dim), float("nan"), dtype=dtype)
-    value_pool = key_pool.clone()
+    value_dim = value_dim or head_dim
+    value_pool = key_pool.new_full((*key_pool.shape[:2], value_dim), float("nan"))
     random.Random(seed).shuffle(free)
 
     node_blocks: list[list[int]] = []
@@ -79,7 +97,7 @@ def build(
             blocks = [node_blocks[parent][-1]]
         while len(blocks) * block_size < offset + node.length:
             blocks.append(free.pop())
-        keys, values = normal(node.length, kv_heads, head_dim), normal(node.length, kv_heads, head_dim)
+        keys, values = normal(node.length, kv_heads, head_dim), normal(node.length, kv_heads, value_dim)
         for token in range(node.length):
             slot = blocks[(offset + token) // block_size] * block_size + (offset + token) % block_size
             key_pool[slot], value_pool[slot] = keys[token], values[token]
@@ -121,6 +139,16 @@ def build(
     return Case(table, normal(tokens, heads, head_dim), key_pool, value_pool, paths, options)
 
 
+def shared_groups(table: NodeTable, levels: int) -> list[Group]:
+    """Each node of the first levels that several rows read, and do not write, with those rows."""
+    readers: dict[int, list[int]] = {}
+    for row in range(table.num_rows):
+        path = table.path_nodes[table.path_start[row] : table.path_start[row + 1]].tolist()
+        for node in path[:-1][:levels]:
+            readers.setdefault(node, []).append(row)
+    return [([node], np.array(rows)) for node, rows in sorted(readers.items()) if len(rows) > 1]
+
+
 def dense_attention(case: Case) -> torch.Tensor:
     """The same answer by one masked softmax per row over keys that never went through the pool, in float64."""
     outputs, token = [], 0
@@ -139,7 +167,7 @@ def dense_attention(case: Case) -> torch.Tensor:
             hidden |= distance >= case.options["sliding_window"]
         weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
         outputs.append(torch.einsum("hqk,khd->qhd", weights, values))
-    return torch.cat(outputs) if outputs else torch.zeros(case.query.shape, dtype=torch.float64)
+    return torch.cat(outputs) if outputs else torch.zeros((*case.query.shape[:2], 0), dtype=torch.float64)
 
 
 def branching(**options: Any) -> Case:
@@ -193,6 +221,7 @@ def random_case(seed: int, **options: Any) -> Case:
         "softcap": draw.choice([None, None, 1.5, 30.0]),
         "kv_heads": draw.choice([1, 2]),
         "head_dim": draw.choice([16, 20]),
+        "value_dim": draw.choice([None, None, 8]),
     }
     settings["heads"] = settings["kv_heads"] * draw.choice([1, 2, 3])
     return build(nodes, rows, seed=seed, **(settings | options))

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsql.gpu_backend import cascade
-from llmsql.gpu_backend.attention import StepAttention, node_table
+from llmsql.gpu_backend.attention import StepAttention
 from llmsql.gpu_backend.batch import StepBatch, build_batch
 from llmsql.gpu_backend.blocks import BlockPool
 from llmsql.gpu_backend.kv_cache import KVCache, LayerShape
 from llmsql.gpu_backend.scheduler import Scheduler
 from llmsql.gpu_backend.sequence import Sequence
 from llmsql.gpu_backend.tree import PrefixTree
+from llmsql.kernels import NodeTable
 
 BLOCK_SIZE, NUM_BLOCKS = 3, 400
 
@@ -128,6 +129,6 @@ def test_a_shared_prefix_is_one_product_and_every_query_is_private_once(monkeypa
 def test_the_batch_satisfies_the_contract_with_the_kernels() -> None:
     for seed in range(20):
         batch = random_batch(seed, 8, 50)
-        table = node_table(batch.table, torch.device("cpu"))
+        table = NodeTable(**{name: torch.from_numpy(array) for name, array in vars(batch.table).items()})
         table.check(BLOCK_SIZE, num_blocks=NUM_BLOCKS, num_tokens=len(batch.token_ids))
         assert len(set(batch.slots.tolist())) == len(batch.slots)

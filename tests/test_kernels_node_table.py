@@ -57,8 +57,7 @@ def test_importing_the_package_loads_neither_torch_nor_triton():
         "import sys; import llmsql.kernels; from llmsql.kernels import NodeTable; "
         "assert 'torch' not in sys.modules and 'triton' not in sys.modules; "
         "from llmsql.kernels import paged_attention; assert callable(paged_attention); "
-        "import llmsql.kernels.attention; from llmsql.kernels import paged_attention as again; assert callable(again); "
-        "assert 'llmsql.kernels.attention_kernel' not in sys.modules"
+        "import llmsql.kernels.attention; from llmsql.kernels import paged_attention as again; assert callable(again)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

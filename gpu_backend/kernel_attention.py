@@ -1,0 +1,100 @@
+"""A step's attention by the Triton kernels: on CUDA, and on CPU tensors in Triton's interpreter for tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from llmsql.kernels import NodeTable, WorkList, paged_attention, write_kv
+from llmsql.kernels.attention import tile_limits
+from llmsql.kernels.work_list import TENSORS
+
+from .attention_work import LayerTiles, plan_work
+from .batch import StepBatch
+from .cascade import Planner
+from .kv_cache import KVCache
+
+
+class KernelAttention:
+    """One step's attention metadata on the device, made once and used by every layer.
+
+    Takes the place of `StepAttention`. All arrays of the node table go to the device in one copy, and those of a work
+    list in another; there is one work list per sliding window and shape of heads.
+    """
+
+    def __init__(self, batch: StepBatch, cache: KVCache, *, cascade: bool, device: torch.device) -> None:
+        self.cache = cache
+        self.slots = torch.from_numpy(batch.slots).to(device)
+        self._device = device
+        self._block_size = batch.block_size
+        self._arrays = batch.table
+        self._groups = Planner(batch.table, batch.block_size, cascade=cascade).groups
+        self._table = NodeTable(**dict(zip(vars(batch.table), to_device(list(vars(batch.table).values()), device))))
+        self._work: dict[LayerTiles, WorkList] = {}
+
+    def write(
+        self,
+        layer: int,
+        key: torch.Tensor,  # [tokens, kv_heads, key_dim]
+        value: torch.Tensor,  # [tokens, kv_heads, value_dim]
+    ) -> None:
+        """Store the step's keys and values of one layer."""
+        write_kv(key, value, self.cache.keys[layer], self.cache.values[layer], self.slots)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,  # [tokens, heads, key_dim]
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Attention of all query tokens of the step, [tokens, heads, value_dim]; the step's KV must be written."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        return paged_attention(
+            query.to(keys.dtype),
+            keys,
+            values,
+            self._table,
+            self._work_list(query.shape[1], keys, values, window),
+            block_size=self._block_size,
+            scale=scale,
+            sliding_window=window,
+            softcap=softcap,
+        ).to(query.dtype)
+
+    def _work_list(self, heads: int, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> WorkList:
+        (_, kv_heads, key_dim), value_dim = keys.shape, values.shape[2]
+        group = heads // kv_heads
+        limits = tile_limits(key_dim=key_dim, value_dim=value_dim, group=group, dtype=keys.dtype)
+        tiles = LayerTiles(kv_heads, group, limits, window)
+        work = self._work.get(tiles)
+        if work is None:
+            work = plan_work(self._arrays, self._groups, tiles, processors=num_processors(self._device))
+            tensors: dict[str, Any] = dict(
+                zip(TENSORS, to_device([getattr(work, name).numpy() for name in TENSORS], self._device))
+            )
+            work = replace(work, **tensors)
+            self._work[tiles] = work
+        return work
+
+
+def num_processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a CUDA device; 1 for the interpreter, which runs one program after the other."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def to_device(arrays: list[npt.NDArray[np.int32]], device: torch.device) -> list[torch.Tensor]:
+    """The arrays on `device`, sent in one copy; each begins at 16 bytes, which kernels are compiled for."""
+    starts = np.cumsum([0, *(-(-len(array.reshape(-1)) // 4) * 4 for array in arrays)]).tolist()
+    packed = np.zeros(starts[-1], np.int32)
+    for start, array in zip(starts, arrays):
+        packed[start : start + array.size] = array.reshape(-1)
+    host = torch.from_numpy(packed)
+    sent = host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    return [sent[start : start + array.size].view(array.shape) for start, array in zip(starts, arrays)]

@@ -1,0 +1,87 @@
+"""The engine on its Triton kernels, end to end on the CPU in Triton's interpreter: the same tokens as torch's."""
+
+from __future__ import annotations
+
+import interpreter
+import pytest
+
+if not interpreter.IS_ON:
+
+    def test_in_the_interpreter():
+        interpreter.run_in_interpreter(__file__)
+
+    def test_the_choice_of_kernels_is_checked():
+        import torch
+
+        from llmsql.gpu_backend import ModelError
+        from llmsql.gpu_backend.kernel_choice import resolve_kernels
+
+        cpu, cuda = torch.device("cpu"), torch.device("cuda")
+        assert [resolve_kernels("auto", cuda), resolve_kernels("torch", cuda), resolve_kernels("triton", cuda)] == [
+            1,
+            0,
+            1,
+        ]
+        assert not resolve_kernels("auto", cpu)
+        with pytest.raises(ModelError, match="unknown kernels 'cutlass'"):
+            resolve_kernels("cutlass", cpu)
+        with pytest.raises(ModelError, match="needs a CUDA device, or for tests its interpreter"):
+            resolve_kernels("triton", cpu)
+
+else:
+    from collections import Counter
+
+    import triton
+    from engine_models import tiny_model, tree_prompts
+
+    from llmsql.gpu_backend import Engine, Request, cascade
+
+    FAMILIES = {
+        "gemma2": {"rms_norm_kernel", "rotary_and_write_kernel", "gated_kernel"},  # windows and softcap
+        "qwen3": {"rms_norm_kernel", "rotary_and_write_kernel", "gated_kernel"},  # norms of heads
+        "granite": {"write_kv_kernel"},  # transformers' modules
+    }
+
+    @pytest.fixture
+    def launches(monkeypatch):
+        """How often each kernel is launched."""
+        counts = Counter()
+        kind = triton.runtime.interpreter.InterpretedFunction
+        run = kind.run
+
+        def counting(self, *arguments, **options):
+            counts[self.__name__] += 1
+            return run(self, *arguments, **options)
+
+        monkeypatch.setattr(kind, "run", counting)
+        return counts
+
+    def answers(model, requests, **options):
+        with Engine(model, max_batch_tokens=60, block_size=4, **options) as engine:
+            done = {completion.id: completion for completion in engine.generate(requests)}
+            engine.check()
+        assert all(completion.error is None for completion in done.values())
+        return [done[request.id] for request in requests]
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_tokens_and_scores_are_those_of_torch(family, launches, monkeypatch):
+        monkeypatch.setattr(cascade, "MIN_SHARED_KEYS", 4)
+        prompts = tree_prompts(3)
+        requests = [Request(i, prompt, max_tokens=2) for i, prompt in enumerate(prompts)]
+        requests.append(Request("choice", prompts[0], choices=[[9], [10, 11], [10, 12]]))
+        expected = answers(tiny_model(family), requests)
+        assert not launches
+        found = answers(tiny_model(family), requests, kernels="triton")
+        assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+        assert found[-1].log_probs == pytest.approx(expected[-1].log_probs, abs=1e-3)
+        wanted = {"paged_attention_kernel", "merge_parts_kernel", "gathered_log_softmax_kernel", *FAMILIES[family]}
+        assert wanted <= set(launches), launches
+
+    def test_without_the_cascade_nothing_is_merged(launches):
+        prompts = tree_prompts(3)
+        requests = [Request(i, prompt, max_tokens=2) for i, prompt in enumerate(prompts)]
+        expected = answers(tiny_model(), requests)
+        found = answers(tiny_model(), requests, kernels="triton", cascade=False)
+        assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+        assert launches["paged_attention_kernel"] > 0
+        assert launches["merge_parts_kernel"] == 0
