@@ -110,7 +110,7 @@ class Intake:
         plan = self._plans.get((whole, given))
         if plan is None:
             try:
-                labels = [self.tokenizer().encode(c).tolist() if isinstance(c, str) else c for c in given]
+                labels = [self.tokenizer().encode_answer(c).tolist() if isinstance(c, str) else c for c in given]
             except ModelError as problem:
                 raise RequestError(f"choices given as text need a tokenizer: {problem}") from problem
             texts = [choice if isinstance(choice, str) else "" for choice in given]

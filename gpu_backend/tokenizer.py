@@ -10,45 +10,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from .chat import Turn, single_turn
 from .errors import ModelError
+from .plain_text import Place, PlainTextTokenizer, TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TokenIds = npt.NDArray[np.int32]
-
-_USER, _SYSTEM = "llmsqlusercontent", "llmsqlsystemcontent"  # stand in for the texts while the template is rendered
-_PLAIN_SUFFIX = "\n\nAnswer:\n"  # for tokenizers without a chat template
 
 
 class PromptTokenizer:
     """A Hugging Face tokenizer for prompts whose text is data.
 
-    Data is tokenized with another copy of the tokenizer that knows no control tokens, so a cell that spells
-    `<|im_end|>` becomes the tokens of these characters. Tokens added only for runs of white space are kept.
+    A cell that spells `<|im_end|>` becomes the tokens of these characters; control tokens come from the chat template
+    only. Tokens added only for runs of white space are kept.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, eos_token_ids: Sequence[int] = ()) -> None:
-        from tokenizers import Tokenizer
-
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ModelError(f"{type(tokenizer).__name__} has no tokenizer.json, which the engine needs")
         self._tokenizer = tokenizer
         state = self.backend_state()
         added = state.get("added_tokens") or []
-        state["added_tokens"] = [t for t in added if not t["special"] and not t["content"].strip()]
-        kept = {t["id"] for t in state["added_tokens"]}
-        self._control = {t["id"]: t["content"] for t in added if t["id"] not in kept}
+        kept = {token["id"] for token in added if not token["special"] and not token["content"].strip()}
+        self._control = {token["id"]: token["content"] for token in added if token["id"] not in kept}
         for name, token_id in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids):
             self._control.setdefault(token_id, name)
-        self._control_ids = np.array(sorted(self._control), np.int32)
-        self._data: Any = Tokenizer.from_str(json.dumps(state))
-        # Without the control tokens, kept ones outside the model's own vocabulary get other ids: translate them back.
-        renamed = {self._data.token_to_id(t["content"]): t["id"] for t in state["added_tokens"]}
-        self._renamed = {data_id: token_id for data_id, token_id in renamed.items() if data_id != token_id}
+        self._swallow_after = {token["id"] for token in added if token["rstrip"]}  # white space, as part of them
+        self._swallow_before = {token["id"] for token in added if token["lstrip"]}
+        self._kept = [token["content"] for token in added if token["id"] in kept]
+        unknown = tokenizer.unk_token_id  # comes out for characters that the tokenizer does not have
+        forbidden = {token_id: name for token_id, name in self._control.items() if token_id != unknown}
+        self._plain = PlainTextTokenizer(state, forbidden, kept)
         end = tokenizer.eos_token_id
         self._eos_token_ids = tuple(eos_token_ids) or (() if end is None else (int(end),))
         self._end_token_id = end if end is not None else (self._eos_token_ids[0] if self._eos_token_ids else None)
@@ -77,86 +70,89 @@ class PromptTokenizer:
         return state
 
     def encode(self, text: str) -> TokenIds:
-        """Tokens of data: no special token is added, and none is recognised in the text."""
-        return self.encode_cells([text])[0]
+        """Tokens of data that follows other text: no special token is added, and none is recognised in the text."""
+        return self._plain.encode([text])[0]
 
     def encode_cells(self, texts: Iterable[str]) -> list[TokenIds]:
-        """Tokens of each text alone; fast for many texts at once. Lone surrogates become U+FFFD."""
-        texts = list(texts)
+        """Tokens of each text as `encode` gives them; fast for many texts at once."""
+        return self._plain.encode(texts)
+
+    def encode_answer(self, text: str) -> TokenIds:
+        """Tokens of an answer, as they follow the chat prompt: with a space in front where the template puts one."""
         try:
-            encodings = self._data.encode_batch_fast(texts, add_special_tokens=False)
-        except (UnicodeEncodeError, TypeError):
-            texts = [text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for text in texts]
-            encodings = self._data.encode_batch_fast(texts, add_special_tokens=False)
-        cells = [self._ids(encoding) for encoding in encodings]
-        if len(self._control_ids) and any(map(len, cells)):
-            lengths = np.array([len(ids) for ids in cells])
-            owners = np.repeat(np.arange(len(cells)), lengths)
-            for index in np.unique(owners[np.isin(np.concatenate(cells), self._control_ids)]).tolist():
-                cells[index] = self._encode_apart(texts[index])
-        return cells
+            turn = single_turn(self._tokenizer)
+        except ModelError:
+            return self.encode(text)
+        prompt = self._encode_pieces([(turn.after, False)], "inside")
+        whole = self._encode_pieces([(turn.after, False), (turn.gap + text, True)], "inside")
+        fits = np.array_equal(whole[: len(prompt)], prompt)
+        return whole[len(prompt) :] if fits else self.encode(turn.gap + text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, without control tokens."""
         text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
-    def chat_frame(self, system: str | None = None) -> tuple[TokenIds, TokenIds]:
-        """What stands before and after the user's text in a conversation of one turn, up to the answer.
+    def chat_frame(
+        self, system: str | None = None, *, opening: str = "", closing: str = ""
+    ) -> tuple[TokenIds, TokenIds]:
+        """What stands before and after the cells in a conversation of one turn, up to the answer.
 
-        Where the chat template has no system message, the system text precedes the user's. Thinking is switched off
-        in templates that have the switch. Without a chat template: the plain texts, after the begin-of-text token.
-        The text equals the template's own; the tokens do, too, unless the template puts a space before the user's text,
-        which is then a token of its own.
-        Raises ModelError for a template that does not show the user's text exactly once.
+        `opening` and `closing` are the beginning and the end of the user's text that all prompts share; given here,
+        they are tokenized together with the template's text next to them, as the template's own tokens have it.
+        See `chat.single_turn` for system texts. Raises ModelError for a template that does not show the user's text
+        exactly once.
         """
-        if not self._tokenizer.chat_template:
-            head = "" if system is None else f"{system}\n\n"
-            start = [i for i in self._tokenizer.encode("") if i == self._tokenizer.bos_token_id][:1]
-            return np.concatenate([np.array(start, np.int32), self.encode(head)]), self.encode(_PLAIN_SUFFIX)
-        rendered = None if system is None else self._render([("system", _SYSTEM), ("user", _USER)])
-        if rendered is None or rendered.count(_SYSTEM) != 1:
-            user = _USER if system is None else f"{_SYSTEM}\n\n{_USER}"
-            rendered = self._render([("user", user)])
-        if rendered is None or rendered.count(_USER) != 1:
-            raise ModelError("the tokenizer's chat template cannot show a single user message")
-        before, after = rendered.split(_USER)
-        if system is None:
-            return self._encode_frame(before), self._encode_frame(after)
-        left, right = before.split(_SYSTEM)
-        pieces = [self._encode_frame(left), self.encode(system), self._encode_frame(right)]
-        return np.concatenate(pieces), self._encode_frame(after)
+        return self._frame(single_turn(self._tokenizer, system), opening, closing)
 
-    def _render(self, messages: list[tuple[str, str]]) -> str | None:
-        """The conversation as text, or None if the template refuses it."""
-        turns = [{"role": role, "content": content} for role, content in messages]
-        try:
-            text = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-        except Exception:
-            return None  # templates refuse by raising whatever they like
-        return str(text)
+    def chat_prompt(self, user: str, system: str | None = None) -> TokenIds:
+        """The whole prompt: the tokens of the model's own chat template, except that no data is a control token."""
+        return self._whole(single_turn(self._tokenizer, system), user)
 
-    def _encode_frame(self, text: str) -> TokenIds:
-        """Tokens of a part of the template, where control tokens are meant."""
-        return np.array(self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+    def _frame(self, turn: Turn, opening: str, closing: str) -> tuple[TokenIds, TokenIds]:
+        if turn.trims:
+            opening, closing = opening.lstrip(), closing.rstrip()
+        before = self._encode_pieces([*turn.before, (opening, True)], "start")
+        return before, self._encode_pieces([(closing, True), (turn.after, False)], "inside")
 
-    def _encode_apart(self, text: str) -> TokenIds:
-        """For vocabularies that hold control tokens as plain pieces: cut each spelled one after its first character."""
-        spelled = sorted({name for name in self._control.values() if len(name) > 1}, key=len, reverse=True)
-        pieces, rest = [], text
-        while rest:
-            hits = [(rest.find(name), name) for name in spelled if name in rest]
-            cut = min(hits)[0] + 1 if hits else len(rest)
-            pieces.append(rest[:cut])
-            rest = rest[cut:]
-        ids = [i for piece in pieces for i in self._ids(self._data.encode(piece, add_special_tokens=False)).tolist()]
-        return np.array([i for i in ids if i not in self._control], np.int32)
+    def _whole(self, turn: Turn, user: str) -> TokenIds:
+        user = user.strip() if turn.trims else user
+        return self._encode_pieces([*turn.before, (user, True), (turn.after, False)], "start")
 
-    def _ids(self, encoding: Any) -> TokenIds:
-        ids = encoding.ids
-        return np.array([self._renamed.get(i, i) for i in ids] if self._renamed else ids, np.int32)
+    def _encode_pieces(self, pieces: Iterable[tuple[str, bool]], place: Place) -> TokenIds:
+        """Tokens of texts that follow each other, the first one at `place`; data (True) holds no control tokens.
+
+        The text between two control tokens is tokenized as one.
+        """
+        items: list[int | str] = []
+        for text, is_data in pieces:
+            for item in [text] if is_data else self._cut_at_control_tokens(text):
+                if isinstance(item, str) and items and isinstance(items[-1], str):
+                    items[-1] += item
+                elif item != "":
+                    items.append(item)
+        ids: list[int] = []
+        for index, item in enumerate(items):
+            if isinstance(item, int):
+                ids.append(item)
+                continue
+            if index > 0 and items[index - 1] in self._swallow_after:
+                item = item.lstrip()
+            if index + 1 < len(items) and items[index + 1] in self._swallow_before:
+                item = item.rstrip()
+            ids += self._plain.encode([item], place if index == 0 else "segment")[0].tolist()
+        return np.array(ids, np.int32)
+
+    def _cut_at_control_tokens(self, text: str) -> list[int | str]:
+        """Control tokens as ids, and the texts between them without the white space that a control token swallows."""
+        encoding = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        items: list[int | str] = []
+        done = 0
+        for token_id, (begin, end) in zip(encoding.ids, encoding.offsets):
+            if token_id in self._control:
+                items += [text[done:begin], token_id]
+                done = end
+        return [*items, text[done:]]
 
     def _is_additive(self) -> bool:
         rng = random.Random(0)
@@ -171,12 +167,18 @@ class PromptTokenizer:
             '"line\\nbreak"',
             '"naïve café ☕"',
         ]
+        values += [f'"a{token}b"' for token in self._kept[:20] if token.isprintable()]
         values += ['"日本語の説明"', '""', '"don\'t \\"quote\\" me"', "1000000", '"a" ', '"x:\\ty"', '"emoji 👍🏽."']
-        for _ in range(40):
-            cells = [f'"{rng.choice(names)}": {rng.choice(values)},\n' for _ in range(rng.randint(1, 6))]
-            parts = [opening, *cells, "}"]
-            joined = np.concatenate(self.encode_cells(parts))
-            if not np.array_equal(joined, self.encode("".join(parts))):
+        try:
+            turn = single_turn(self._tokenizer)
+        except ModelError:
+            turn = Turn((), "")
+        before, after = self._frame(turn, opening, "}")
+        samples = [*values, *rng.choices(values, k=100)]
+        while samples:
+            cells = [f'"{rng.choice(names)}": {samples.pop()},\n' for _ in range(min(rng.randint(1, 6), len(samples)))]
+            joined = np.concatenate([before, *self.encode_cells(cells), after])
+            if not np.array_equal(joined, self._whole(turn, "".join([opening, *cells, "}"]))):
                 return False
         return True
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as T
 from engine_models import generate_one, tiny_model, tree_prompts
-from test_tokenizer import byte_level
+from test_tokenizer import chatml
 
 from llmsql.gpu_backend import Engine, ModelError, Request
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(1)
     T.LlamaForCausalLM(config).save_pretrained(path)
-    byte_level().save_pretrained(path)
+    chatml().save_pretrained(path)
     return path
 
 
