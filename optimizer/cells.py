@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from .errors import OptimizerError
 from .literals import TEXT, quote_name
 from .rendering import render_values
+from .sorted_texts import SortedTexts
 
 Codes = npt.NDArray[np.int32]
 Lengths = npt.NDArray[np.int64]
@@ -31,6 +32,7 @@ class Cells:
     texts: tuple[pa.Array, ...]  # per column large_string [distinct], each used by at least one row
     lengths: tuple[Lengths, ...]  # per column int64 [distinct], characters unless `with_lengths` gave others
     unit: str = "characters"
+    _sorted_texts: dict[int, SortedTexts] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_rows(self) -> int:
@@ -61,6 +63,12 @@ class Cells:
     def id_texts(self) -> pa.Array:
         """Text of each global cell id, large_string [distinct cells + 1]; empty for NULL."""
         return pa.concat_arrays([pa.array([""], TEXT), *self.texts])
+
+    def sorted_texts(self, column: int) -> SortedTexts:
+        """The distinct texts of a column by rank; made once for all `Cells` that have the same texts."""
+        if column not in self._sorted_texts:
+            self._sorted_texts[column] = SortedTexts(self.texts[column], quote_name(self.names[column]) + ": ")
+        return self._sorted_texts[column]
 
     def with_lengths(self, lengths: Sequence[npt.ArrayLike], unit: str = "tokens") -> Cells:
         """The same cells measured otherwise: per column one length per distinct cell, e.g. token counts.

@@ -2,6 +2,7 @@
 
 A cluster's common cells are those that all its rows share. Putting each cell at the outermost cluster in which it is
 common gives a field order for every row, and saves (children - 1) * length(common cells), summed over clusters.
+Cells are ids [rows, columns] from 1; 0 says that there is no common cell.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from .grouping import Ints
+from .grouping import AnyInts, Indices, Ints, stable_order
 from .growth import Floats, grow
 
 
@@ -19,8 +19,8 @@ from .growth import Floats, grow
 class Clusters:
     """Cluster 0 holds all rows; every other one lies in its parent."""
 
-    parents: Ints  # [clusters], -1 for cluster 0
-    rows: Ints  # [rows] the innermost cluster of each row
+    parents: Indices  # [clusters], -1 for cluster 0
+    rows: Indices  # [rows] the innermost cluster of each row
 
     @property
     def num_clusters(self) -> int:
@@ -28,28 +28,33 @@ class Clusters:
         return len(self.parents)
 
 
-def grow_clusters(ids: Ints, weights: Floats) -> Clusters:
-    """Clusters grown from the outside in; `ids` and `weights` are [rows, columns]."""
-    growth = grow(ids, weights, np.zeros(len(ids), dtype=np.int64), 1)
-    return Clusters(np.concatenate([[-1], growth.parents]), growth.nodes)
+def grow_clusters(ids: Indices, weights: Floats) -> Clusters:
+    """Clusters grown from the outside in; `ids` are [rows, columns], `weights` [ids] is what sharing each is worth."""
+    growth = grow(ids, weights, np.zeros(len(ids), dtype=np.int32), 1)
+    return Clusters(_with_root(growth.parents), growth.nodes)
 
 
-def regroup(clusters: Clusters, ids: Ints, lengths: Floats) -> Clusters:
+def regroup(clusters: Clusters, common: Indices, ids: Indices, lengths: Ints) -> Clusters:
     """Put clusters in between where children of one cluster share more than all of them do.
 
     Growing from the outside in overlooks them: rows grouped by a product do not notice that products share a brand.
+    `common` [clusters, columns] is that of `common_cells`, `lengths` are those of the ids.
     """
-    common = common_cells(clusters, ids)
-    item_ids = np.concatenate([common[1:], ids])
-    item_parents = np.concatenate([clusters.parents[1:], clusters.rows])
-    weights = np.where((item_ids > 0) & (common[item_parents] == 0), lengths[item_ids], 0)
-    growth = grow(item_ids, weights, item_parents, clusters.num_clusters)
+    parents = children_parents(clusters)
+    items = np.concatenate([common[1:], ids])
+    items[common[parents] > 0] = 0
+    growth = grow(items, lengths.astype(np.float64), parents, clusters.num_clusters)
     inner = clusters.num_clusters - 1
-    return Clusters(np.concatenate([[-1], growth.nodes[:inner], growth.parents]), growth.nodes[inner:])
+    return Clusters(_with_root(np.concatenate([growth.nodes[:inner], growth.parents])), growth.nodes[inner:])
 
 
-def without_redundant(clusters: Clusters, common: Ints) -> Clusters:
-    """The clusters that have more in common than their parent; `common` as from `common_cells`."""
+def children_parents(clusters: Clusters) -> Indices:
+    """The cluster directly around each cluster but the outermost, and then around each row."""
+    return np.concatenate([clusters.parents[1:], clusters.rows])
+
+
+def without_redundant(clusters: Clusters, common: Indices) -> tuple[Clusters, Indices]:
+    """The clusters that have more in common than their parent, and what that is; `common` as from `common_cells`."""
     parents = clusters.parents
     count = (common > 0).sum(axis=1)
     keep = np.ones(len(parents), dtype=bool)
@@ -57,34 +62,42 @@ def without_redundant(clusters: Clusters, common: Ints) -> Clusters:
     kept = np.where(keep, np.arange(len(parents)), parents)
     while not keep[kept].all():
         kept = np.where(keep[kept], kept, parents[kept])
-    number = np.cumsum(keep) - 1
-    return Clusters(np.concatenate([[-1], number[kept[parents[keep][1:]]]]), number[kept[clusters.rows]])
+    number = (np.cumsum(keep) - 1).astype(np.int32)
+    return Clusters(_with_root(number[kept[parents[keep][1:]]]), number[kept[clusters.rows]]), common[keep]
 
 
-def common_cells(clusters: Clusters, ids: Ints) -> Ints:
-    """The cell that all rows of a cluster share, per column, 0 where they differ; int64 [clusters, columns]."""
+def common_cells(clusters: Clusters, ids: Indices) -> Indices:
+    """The id that all rows of a cluster share, per column, 0 where they differ; int32 [clusters, columns]."""
     order, starts, ends = _intervals(clusters)
-    ordered = ids[order]
-    changes = np.zeros(ids.shape, dtype=np.int32)
-    np.cumsum(ordered[1:] != ordered[:-1], axis=0, out=changes[1:])
-    return np.where(changes[ends - 1] == changes[starts], ordered[starts], 0)
+    common = np.zeros((clusters.num_clusters, ids.shape[1]), dtype=np.int32)
+    changes = np.zeros(len(order), dtype=np.int32)
+    for column in range(ids.shape[1]):
+        ordered = ids[order, column]
+        np.cumsum(ordered[1:] != ordered[:-1], out=changes[1:])
+        common[:, column] = np.where(changes[ends - 1] == changes[starts], ordered[starts], 0)
+    return common
 
 
 def saved_length(clusters: Clusters, common_lengths: Ints) -> int:
     """What the clusters save, in units of the lengths of their common cells [clusters, columns] (0 where none is)."""
-    children = np.bincount(clusters.rows, minlength=clusters.num_clusters)
-    children += np.bincount(clusters.parents[1:], minlength=clusters.num_clusters)
+    children = np.bincount(children_parents(clusters), minlength=clusters.num_clusters)
     return int((children - 1) @ common_lengths.sum(axis=1))
 
 
-def depths(parents: Ints) -> Ints:
+def depths(parents: AnyInts) -> Ints:
     """Number of clusters around each cluster."""
     depth = np.zeros(len(parents), dtype=np.int64)
-    above = parents.copy()
-    while (inside := above >= 0).any():
-        depth += inside
-        above = np.where(inside, parents[above], -1)
+    inside = np.flatnonzero(parents >= 0)
+    above = parents[inside]
+    while len(inside):
+        depth[inside] += 1
+        above = parents[above]
+        inside, above = inside[above >= 0], above[above >= 0]
     return depth
+
+
+def _with_root(parents: AnyInts) -> Indices:
+    return np.concatenate([[-1], parents]).astype(np.int32)
 
 
 def _intervals(clusters: Clusters) -> tuple[Ints, Ints, Ints]:
@@ -92,14 +105,14 @@ def _intervals(clusters: Clusters) -> tuple[Ints, Ints, Ints]:
     parents, depth = clusters.parents, depths(clusters.parents)
     own = np.bincount(clusters.rows, minlength=len(parents))
     sizes = own.copy()
-    levels = [np.flatnonzero(depth == d) for d in range(int(depth.max()) + 1)]
-    for level in reversed(levels[1:]):
+    levels = np.split(stable_order(depth, len(depth)), np.cumsum(np.bincount(depth)))[1:-1]
+    for level in reversed(levels):
         np.add.at(sizes, parents[level], sizes[level])
     starts = np.zeros(len(parents), dtype=np.int64)
-    for level in levels[1:]:
-        level = level[np.argsort(parents[level], kind="stable")]
+    for level in levels:
+        level = level[stable_order(parents[level], len(parents))]
         starts[level] = starts[parents[level]] + _sums_before(parents[level], sizes[level])
-    order = np.argsort(clusters.rows, kind="stable")
+    order = stable_order(clusters.rows, len(parents))
     homes = clusters.rows[order]
     places = starts[homes] + (sizes - own)[homes] + _sums_before(homes, np.ones(len(homes), dtype=np.int64))
     row_order = np.empty(len(order), dtype=np.int64)
@@ -107,7 +120,7 @@ def _intervals(clusters: Clusters) -> tuple[Ints, Ints, Ints]:
     return row_order, starts, starts + sizes
 
 
-def _sums_before(keys: npt.NDArray[np.int64], values: Ints) -> Ints:
+def _sums_before(keys: AnyInts, values: Ints) -> Ints:
     """For sorted keys, the sum of the values before each entry among those of the same key."""
     before = np.cumsum(values) - values
     is_first = np.ones(len(keys), dtype=bool)

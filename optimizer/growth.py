@@ -1,120 +1,203 @@
-"""Growing groups of items that share cells, for all nodes of a level at once."""
+"""Growing groups of items that share cells, for many nodes at once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from .grouping import Ints, first_of_group, group_keys
+from .grouping import AnyInts, Indices, Ints, first_equal, group_keys, stable_order
 
 Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
-PATIENCE = 4_000_000  # cells looked at before growing gets less picky
 FREE_BITS, BITS_POWER = 3.0, 0.2  # best of a few on the real tables and on independent skewed columns
+BATCH_CELLS = 150_000  # grown together; their tables stay in a processor's cache
+PATIENCE = 500_000  # cells of a batch or a large node looked at before growing gets less picky
+LOW_BITS = np.int64(0xFFFFFFFF)
 
 
-@dataclass(frozen=True)
 class Growth:
     """Nodes that were made below the ones given, and where the items are now."""
 
-    parents: Ints  # [new nodes] the node that each new node was split from; new nodes are numbered on from the old
-    ids: Ints  # [new nodes] the cell that the items of each share beyond those of its parent
-    nodes: Ints  # [items] the deepest node of each item
+    def __init__(self, nodes: AnyInts, num_nodes: int):
+        self.nodes: Indices = nodes.astype(np.int32)  # [items] the deepest node of each item
+        self.num_nodes = num_nodes
+        self._sizes = np.bincount(nodes, minlength=num_nodes)  # with room for more
+        self._parents: list[AnyInts] = [np.zeros(0, dtype=np.int32)]
+        self._ids: list[AnyInts] = [np.zeros(0, dtype=np.int32)]
+
+    @property
+    def parents(self) -> Indices:
+        """The node that each new node was split from, [new nodes]; new nodes are numbered on from the old."""
+        return np.concatenate(self._parents).astype(np.int32)
+
+    @property
+    def ids(self) -> Indices:
+        """The cell that the items of each new node share beyond those of its parent, [new nodes]."""
+        return np.concatenate(self._ids).astype(np.int32)
+
+    @property
+    def sizes(self) -> Ints:
+        """How many items each node has, those further inside included, [nodes]."""
+        return self._sizes[: self.num_nodes]
+
+    def split(self, items: AnyInts, groups: AnyInts, parents: AnyInts, ids: AnyInts) -> None:
+        """Move items to new nodes: `groups` [items] numbers the entries of `parents` and `ids` [groups]."""
+        first, self.num_nodes = self.num_nodes, self.num_nodes + len(parents)
+        self.nodes[items] = first + groups
+        if self.num_nodes > len(self._sizes):
+            self._sizes = np.append(self._sizes, np.zeros(self.num_nodes, dtype=np.int64))
+        self._sizes[first : self.num_nodes] = np.bincount(groups, minlength=len(parents))
+        self._parents.append(parents)
+        self._ids.append(ids)
 
 
-@dataclass(frozen=True)
-class _Cells:
-    """Cells that may still be shared; all arrays are [cells]."""
-
-    items: Ints  # ascending
-    columns: Ints
-    ids: Ints
-    weights: Floats
-
-    def take(self, chosen: Flags) -> _Cells:
-        places = np.flatnonzero(chosen)
-        return _Cells(self.items[places], self.columns[places], self.ids[places], self.weights[places])
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """Equal cells of one node, numbered from 0."""
-
-    of_cell: Ints  # [cells]
-    first: Ints  # [groups] first cell of each
-    counts: Ints  # [groups]
-
-
-def grow(ids: Ints, weights: Floats, nodes: Ints, num_nodes: int, *, as_sets: bool = False) -> Growth:
+def grow(ids: Indices, weights: Floats, nodes: AnyInts, num_nodes: int, *, as_sets: bool = False) -> Growth:
     """Split nodes into groups of items that share a cell, groups into smaller ones, until no cell is shared.
 
-    `ids` and `weights` are [items, columns]; cells of weight 0 take no part. `nodes` [items] is where items start.
-    With `as_sets` it does not matter in which column a cell stands; no item may then hold one twice.
+    `ids` [items, columns] are at least 0, `weights` [distinct ids] is what sharing an id is worth; id 0 and ids of
+    weight 0 take no part. `nodes` [items] is where items start. Cells of different columns have different ids, except
+    with `as_sets`, where it does not matter in which column an id stands; no item may then hold one twice.
+    A cell that all items of a node share is not split by, since it stands outside of all groups there; with
+    `as_sets` it is, so that `Growth.ids` names all that is shared.
     """
-    nodes = nodes.copy()
-    parents, shared = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    items, columns = np.nonzero((weights > 0) & (np.bincount(ids.ravel()) > 1)[ids])
-    cells = _Cells(items, columns * (not as_sets), ids[items, columns], weights[items, columns].astype(np.float64))
+    growth = Growth(nodes, num_nodes)
+    weights = np.where(np.bincount(ids.ravel(), minlength=len(weights)) > 1, weights, 0)
+    weights[:1] = 0
+    columns = ids.shape[1]
+    if not as_sets:
+        for node in np.flatnonzero(np.bincount(nodes, minlength=num_nodes) * columns > BATCH_CELLS).tolist():
+            _split_large(growth, ids, weights, node)
+    for items in _batches(growth.nodes, growth.num_nodes, max(BATCH_CELLS // max(columns, 1), 1)):
+        _split_batch(growth, ids, weights, items, as_sets)
+    return growth
+
+
+def _batches(nodes: Indices, num_nodes: int, size: int) -> Iterator[Ints]:
+    """Items of whole nodes, at most `size` or those of one node, in ascending order."""
+    order = stable_order(nodes, num_nodes)
+    starts = np.append(_starts(nodes[order]), len(order))
+    first = 0
+    while first < len(starts) - 1:
+        last = max(int(np.searchsorted(starts, starts[first] + size, side="right")) - 1, first + 1)
+        yield np.sort(order[starts[first] : starts[last]])
+        first = last
+
+
+def favourites(columns: Iterable[Indices], weights: Floats, num_items: int, ignored: int = 0) -> tuple[Indices, Ints]:
+    """For items of one node the cell by which each would best be grouped, 0 for none, and how many items have it.
+
+    `columns` are the ids [items] of the items' cells; those of one column lie in a range of their own. Cells that
+    `ignored` items have are left out.
+    """
+    best = np.zeros(num_items, dtype=np.float32)
+    liked, sizes = np.zeros(num_items, dtype=np.int32), np.zeros(num_items, dtype=np.int64)
+    for column in columns:
+        low = int(column.min())
+        places = column - low
+        counts = np.bincount(places)
+        shared = (counts > 1) & (counts != ignored)
+        gains = np.where(shared, weights[low : low + len(counts)] * (counts - 1.0), 0)
+        scores = _scores(gains, np.sum(gains, keepdims=True), np.maximum(counts, 1), num_items).astype(np.float32)[
+            places
+        ]
+        better = scores > best
+        np.copyto(best, scores, where=better)
+        np.copyto(liked, column, where=better)
+        np.copyto(sizes, counts[places], where=better)
+    return liked, sizes
+
+
+def _split_large(growth: Growth, ids: Indices, weights: Floats, node: int) -> None:
+    """Split one node until what is left of it is small; its cells are too many to be held one by one."""
+    items = np.flatnonzero(growth.nodes == node)
     work = 0
-    while True:
-        cells, groups = _repeated(cells, nodes)
-        if not len(cells.items):
-            return Growth(np.concatenate(parents), np.concatenate(shared), nodes)
-        likes, liked = _likes(cells, groups, _scores(cells, groups, nodes, ids.shape[1]))
-        taken = likes >= _enough_likes(groups.counts, work)
-        parents.append(nodes[cells.items[groups.first[taken]]])
-        shared.append(cells.ids[groups.first[taken]])
-        number = num_nodes - 1 + np.cumsum(taken)
-        chosen = liked & taken[groups.of_cell]
-        nodes[cells.items[chosen]] = number[groups.of_cell[chosen]]
-        num_nodes += len(parents[-1])
-        work += len(cells.items)
-        cells = cells.take(~chosen)
+    while items.size * ids.shape[1] > BATCH_CELLS:
+        columns = (ids[items, column] for column in range(ids.shape[1]))
+        liked, sizes = favourites(columns, weights, len(items), int(growth.sizes[node]))
+        first = first_equal(liked.astype(np.int64), len(weights))
+        likes = np.bincount(first, minlength=len(items))[first]
+        taken = (liked > 0) & (likes >= _enough_likes(sizes, work))
+        work += items.size * ids.shape[1]
+        if not taken.any():
+            return
+        groups = group_keys(liked[taken], len(weights))
+        names = liked[np.flatnonzero(taken & (first == np.arange(len(items))))]
+        growth.split(items[taken], groups, np.full(len(names), node), names)
+        items = items[~taken]
 
 
-def _repeated(cells: _Cells, nodes: Ints) -> tuple[_Cells, _Groups]:
-    """The cells that some other item of the same node has too."""
-    size = int(cells.ids.max()) + 1 if len(cells.ids) else 1
-    of_cell = group_keys(nodes[cells.items] * size + cells.ids)
-    counts = np.bincount(of_cell)
-    repeated = counts > 1
-    kept = repeated[of_cell]
-    of_cell = (np.cumsum(repeated) - 1)[of_cell[kept]]
-    return cells.take(kept), _Groups(of_cell, first_of_group(of_cell), counts[repeated])
+def _split_batch(growth: Growth, ids: Indices, weights: Floats, items: Ints, as_sets: bool) -> None:
+    """Split all nodes that some items stand in; `items` are ascending and all that those nodes have."""
+    columns, all_ids = ids.shape[1], ids.ravel()
+    item, column = np.nonzero(weights[ids[items]] > 0)
+    cells = items[item] * columns + column  # places in all_ids
+    cells = cells.astype(np.int32 if ids.size < 2**31 else np.int64)
+    work = 0
+    while len(cells):
+        node = growth.nodes[cells // columns]
+        group_of_cell, groups, counts = _shared_by_some(growth, node, all_ids[cells], len(weights), as_sets)
+        if not len(groups):
+            return
+        group_cells, group_nodes = cells[groups], node[groups]
+        kept = np.flatnonzero(group_of_cell >= 0)
+        cells, group_of_cell = cells[kept], group_of_cell[kept]
+        item = cells // columns
+        starts = _starts(item)
+        first_items = item[starts]
+        gains = weights[all_ids[group_cells]] * (counts - 1.0)
+        node_number = group_keys(group_nodes, growth.num_nodes)
+        slot = node_number if as_sets else node_number * columns + group_cells % columns
+        here = np.bincount(growth.nodes[first_items], minlength=growth.num_nodes)[group_nodes]
+        column_gains = np.bincount(slot, gains).astype(np.float64, copy=False)
+        scores = _scores(gains, column_gains[slot], counts, here)
+        # of equal scores the later group is better
+        ranks = (scores.astype(np.float32).view(np.int32).astype(np.int64) << 32) | np.arange(len(scores))
+        rank_of_cell = ranks[group_of_cell]
+        best = np.maximum.reduceat(rank_of_cell, starts)
+        liked = best & LOW_BITS
+        likes = np.bincount(liked, minlength=len(groups))
+        taken = likes >= _enough_likes(counts, work)
+        work += len(cells)
+        moved = taken[liked]
+        place = np.cumsum(taken) - 1
+        growth.split(first_items[moved], place[liked[moved]], group_nodes[taken], all_ids[group_cells[taken]])
+        is_best = rank_of_cell == np.repeat(best, np.diff(starts, append=len(cells)))
+        cells = cells[np.flatnonzero(~(is_best & taken[group_of_cell]))]
 
 
-def _scores(cells: _Cells, groups: _Groups, nodes: Ints, num_columns: int) -> Floats:
-    """How good a group is for its items; only groups of one node are compared.
+def _shared_by_some(
+    growth: Growth, nodes: Indices, ids: Indices, num_ids: int, as_sets: bool
+) -> tuple[Indices, Ints, Ints]:
+    """Groups of equal cells of one node: that of each cell (-1 for none), and the first cell and size of each.
+
+    `nodes` and `ids` are [cells]. With `as_sets` a group may be all items of its node.
+    """
+    first = first_equal(nodes * np.int64(num_ids) + ids, growth.num_nodes * num_ids)
+    counts = np.bincount(first)
+    groups = np.flatnonzero(counts > 1)
+    if not as_sets:
+        groups = groups[counts[groups] < growth.sizes[nodes[groups]]]
+    number = np.full(len(counts), -1, dtype=np.int32)
+    number[groups] = np.arange(len(groups), dtype=np.int32)
+    return number[first], groups, counts[groups]
+
+
+def _scores(gains: Floats, column_gains: Floats, counts: Ints, node_sizes: AnyInts | int) -> Floats:
+    """How good groups are for their items; only groups of one node are compared.
 
     What the group saves per item and what its column saves in the node are averaged geometrically: that follows whole
     columns where they pay and single heavy values where those do. A group that is a small part of its node leaves
     little to share further inside, so the score falls with the bits it takes, log2(node size / group size).
     """
-    weight, counts = cells.weights[groups.first], groups.counts
-    node_of_group = nodes[cells.items[groups.first]]
-    node_number = (np.cumsum(np.bincount(node_of_group) > 0) - 1)[node_of_group]
-    slot = node_number * num_columns + cells.columns[groups.first]
-    column_gain = np.bincount(slot, weight * (counts - 1.0))
-    node_sizes = np.bincount(nodes[cells.items[_starts(cells.items)]])
-    bits = np.log2(node_sizes[node_of_group] / counts)
-    scores: Floats = np.sqrt(weight * (counts - 1.0) / counts * column_gain[slot]) / (bits + FREE_BITS) ** BITS_POWER
+    bits = np.log2(np.maximum(node_sizes / counts, 1))
+    scores: Floats = np.sqrt(gains / counts * column_gains) / (bits + FREE_BITS) ** BITS_POWER
     return scores
 
 
-def _starts(items: Ints) -> Ints:
-    return np.flatnonzero(np.diff(items, prepend=-1))
-
-
-def _likes(cells: _Cells, groups: _Groups, scores: Floats) -> tuple[Ints, Flags]:
-    """How many items like each group best, and which cells say so; the later group where scores are equal."""
-    starts = _starts(cells.items)
-    repetitions = np.diff(starts, append=len(cells.items))
-    score = scores[groups.of_cell]
-    is_best = score == np.repeat(np.maximum.reduceat(score, starts), repetitions)
-    liked = np.maximum.reduceat(np.where(is_best, groups.of_cell, -1), starts)
-    return np.bincount(liked, minlength=len(scores)), np.repeat(liked, repetitions) == groups.of_cell
+def _starts(keys: AnyInts) -> Ints:
+    """Where runs of equal keys (0 or more) begin."""
+    return np.flatnonzero(np.diff(keys, prepend=-1))
 
 
 def _enough_likes(counts: Ints, work: int) -> Floats:

@@ -3,73 +3,42 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from .cells import Cells
-from .clusters import Clusters
-from .grouping import Ints
-from .literals import quote_name
-from .partial_prefixes import common_prefix_characters
+from .clusters import Clusters, children_parents
+from .grouping import Indices, Ints, stable_order
+from .numbering import Numbering
+from .sorted_texts import RangeMinimum
 
 
-def head_columns(cells: Cells, clusters: Clusters, common: Ints) -> Ints:
+def head_columns(cells: Cells, numbering: Numbering, clusters: Clusters, common: Indices) -> Ints:
     """For each cluster the column with which its children should begin, as their cells begin alike there; [clusters].
 
     Children are the rows and clusters directly inside. Sharing counts between neighbours when cells are sorted by text.
+    `common` [clusters, columns] is that of `common_cells`.
     """
-    parents = np.concatenate([clusters.parents[1:], clusters.rows])
-    gains = np.zeros(common.shape, dtype=np.int64)
+    parents = children_parents(clusters)
+    best = np.zeros(clusters.num_clusters, dtype=np.int64)
+    best_gain = np.zeros(clusters.num_clusters)
     for column in range(cells.num_columns):
-        first_id, num_texts = cells.offsets[column], len(cells.texts[column])
-        codes = np.concatenate([common[1:, column] - first_id, cells.codes[:, column]])
-        # 0 and the ids of NULL, too, are out of range
-        children = np.flatnonzero((codes >= 0) & (codes < num_texts) & (common[parents, column] == 0))
+        first, end = numbering.firsts[column : column + 2]
+        ids = np.concatenate([common[1:, column], numbering.ids[:, column]])
+        # ids of NULL come first, and neither they nor 0 have a text
+        children = np.flatnonzero((ids > first) & (common[:, column] == 0)[parents])
         if len(children) < 2:
             continue
-        rank, shared = _text_order(
-            cells.texts[column], np.bincount(codes[children], minlength=num_texts) > 0, quote_name(cells.names[column])
-        )
-        ranked, homes = rank[codes[children]], parents[children]
-        order = np.argsort(homes * num_texts + ranked, kind="stable")
-        ranked, homes = ranked[order], homes[order]
-        together = np.flatnonzero(homes[1:] == homes[:-1])
-        lengths = shared.minimum_between(ranked[together], ranked[together + 1])
-        gains[:, column] = np.bincount(homes[together], lengths, len(gains))
-    best: Ints = gains.argmax(axis=1)
+        texts = cells.sorted_texts(column)
+        ranks = texts.ranks[numbering.codes[first + 1 : end]]
+        by_rank = stable_order(ranks, len(texts.ranks))
+        place = np.empty(len(ranks), dtype=np.int64)
+        place[by_rank] = np.arange(len(ranks))
+        keys = parents[children] * np.int64(len(ranks)) + place[ids[children] - first - 1]
+        keys = keys[stable_order(keys, clusters.num_clusters * len(ranks))]
+        homes, places = np.divmod(keys, len(ranks))
+        pairs = np.flatnonzero((homes[1:] == homes[:-1]) & (places[1:] > places[:-1]))
+        minima = RangeMinimum(texts.shared_among(ranks[by_rank]))
+        lengths = minima.between(places[pairs] + 1, places[pairs + 1] + 1)
+        gain = np.bincount(homes[pairs], lengths, len(best))
+        best[gain > best_gain] = column
+        np.maximum(best_gain, gain, out=best_gain)
     return best
-
-
-class _RangeMinimum:
-    """Minimum over any range of an array, from minima over ranges of powers of two."""
-
-    def __init__(self, values: Ints):
-        self.levels = [values]
-        while 2 ** len(self.levels) <= len(values):
-            half = 2 ** (len(self.levels) - 1)
-            self.levels.append(np.minimum(self.levels[-1][:-half], self.levels[-1][half:]))
-
-    def minimum_between(self, starts: Ints, ends: Ints) -> Ints:
-        """Minimum of values[start:end] for each pair; 0 where the range is empty."""
-        minima = np.zeros(len(starts), dtype=np.int64)
-        span = ends - starts
-        power = np.frexp(span)[1] - 1  # floor of the logarithm; -1 for 0
-        for level in range(len(self.levels)):
-            at = np.flatnonzero(power == level)
-            values = self.levels[level]
-            minima[at] = np.minimum(values[starts[at]], values[ends[at] - 2**level])
-        return minima
-
-
-def _text_order(texts: pa.Array, used: npt.NDArray[np.bool_], known: str) -> tuple[Ints, _RangeMinimum]:
-    """Rank of each used text among those in sorted order, and the prefixes that neighbours in that order share.
-
-    All of them begin with `known`.
-    """
-    numbers = np.flatnonzero(used)
-    chosen = texts.take(pa.array(numbers))
-    order = pc.sort_indices(chosen).to_numpy().astype(np.int64)
-    rank = np.zeros(len(texts), dtype=np.int64)
-    rank[numbers[order]] = np.arange(len(order))
-    return rank, _RangeMinimum(common_prefix_characters(chosen, order[:-1], order[1:], known))

@@ -7,10 +7,12 @@ import numpy.typing as npt
 
 from .cells import Cells
 from .clusters import Clusters, common_cells, depths, grow_clusters, regroup, saved_length, without_redundant
-from .dependencies import equivalent_columns, find_dependencies
+from .dependencies import find_dependencies
 from .fixed import Fields, fixed_fields
-from .grouping import Ints
+from .grouping import AnyInts, Indices, Ints
+from .growth import Floats
 from .heads import head_columns
+from .numbering import merged_lengths, number
 from .ophr import ophr_fields
 from .prefix_tree import depth_first, prompt_sequences
 from .relocation import relocate_rows
@@ -31,62 +33,59 @@ def tree_fields(cells: Cells, dependencies: npt.NDArray[np.bool_] | None = None,
     Columns that determine each other (`dependencies` bool [columns, columns], found when None) are chosen as one.
     Large tables are cut into parts along the order that `fixed` gives: rows of one part share most of what they can.
     """
-    if cells.num_rows > PART_ROWS:
-        fields = fixed_fields(cells)
-        order = depth_first(prompt_sequences(cells, fields))
-        for part in np.array_split(order, -(-cells.num_rows // PART_ROWS)):
-            fields[part] = tree_fields(cells.select_rows(part), dependencies, seed)
-        return fields
-    if cells.num_rows <= EXACT_ROWS or not cells.num_columns:
-        return ophr_fields(cells)
-    # NULL takes no room, but where it stands should be the same for rows that stand together
-    ids = np.where(cells.codes < 0, len(cells.id_lengths) + np.arange(cells.num_columns), cells.ids)
-    lengths = np.concatenate([cells.id_lengths, np.zeros(cells.num_columns, dtype=np.int64)])
-    weights = _merged(lengths[ids], find_dependencies(cells) if dependencies is None else dependencies)
-    generator = np.random.default_rng(seed)
+    known = find_dependencies(cells) if dependencies is None else dependencies
+    if cells.num_rows <= PART_ROWS:
+        return _part_fields(cells, None, known, seed)
+    fields = fixed_fields(cells).copy()
+    order = depth_first(prompt_sequences(cells, fields))
+    for part in np.array_split(order, -(-cells.num_rows // PART_ROWS)):
+        fields[part] = _part_fields(cells, part, known, seed)
+    return fields
+
+
+def _part_fields(cells: Cells, rows: Ints | None, dependencies: npt.NDArray[np.bool_], seed: int) -> Fields:
+    if not cells.num_columns or (cells.num_rows if rows is None else len(rows)) <= EXACT_ROWS:
+        return ophr_fields(cells if rows is None else cells.select_rows(rows))
+    numbering = number(cells, rows)
+    ids, lengths = numbering.ids, numbering.lengths
+    weights = merged_lengths(numbering, dependencies)
     clusters, common = _cluster(ids, lengths, weights)
+    generator = np.random.default_rng(seed)
     for _ in range(min(RESTART_CELLS // ids.size, MAX_RESTARTS)):
         favour = np.exp(generator.normal(0, 0.5, cells.num_columns))
-        other, other_common = _cluster(ids, lengths, weights * favour)
+        favoured = weights * np.concatenate([[1], np.repeat(favour, np.diff(numbering.firsts))])
+        other, other_common = _cluster(ids, lengths, favoured)
         if saved_length(other, lengths[other_common]) > saved_length(clusters, lengths[common]):
             clusters, common = other, other_common
-    return _fields(clusters, common, head_columns(cells, clusters, common))
+    return _fields(clusters, common, head_columns(cells, numbering, clusters, common))
 
 
-def _merged(lengths: Ints, dependencies: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Lengths [rows, columns] with those of equivalent columns added up in the first of them."""
-    merged = np.zeros(lengths.shape)
-    for column, first in enumerate(equivalent_columns(dependencies)):
-        merged[:, first] += lengths[:, column]
-    return merged
-
-
-def _cluster(ids: Ints, lengths: Ints, weights: npt.NDArray[np.float64]) -> tuple[Clusters, Ints]:
-    """Clusters and what each has in common, [clusters, columns]; `weights` [rows, columns] is the worth of cells."""
-    clusters = _settled(grow_clusters(ids, weights), ids, lengths)
-    common = common_cells(clusters, ids)
+def _cluster(ids: Indices, lengths: Ints, weights: Floats) -> tuple[Clusters, Indices]:
+    """Clusters and what each has in common, [clusters, columns]; `weights` [ids] is the worth of cells."""
+    clusters, common = _settled(grow_clusters(ids, weights), ids, lengths)
     if ids.size <= RELOCATION_CELLS:
-        moved = _settled(relocate_rows(clusters, common, ids, lengths), ids, lengths)
-        moved_common = common_cells(moved, ids)
+        moved, moved_common = _settled(relocate_rows(clusters, common, ids, lengths), ids, lengths)
         if saved_length(moved, lengths[moved_common]) > saved_length(clusters, lengths[common]):
             return moved, moved_common
     return clusters, common
 
 
-def _settled(clusters: Clusters, ids: Ints, lengths: Ints) -> Clusters:
-    clusters = without_redundant(clusters, common_cells(clusters, ids))
-    return regroup(clusters, ids, lengths.astype(np.float64))
+def _settled(clusters: Clusters, ids: Indices, lengths: Ints) -> tuple[Clusters, Indices]:
+    clusters, common = without_redundant(clusters, common_cells(clusters, ids))
+    clusters = regroup(clusters, common, ids, lengths)
+    return clusters, common_cells(clusters, ids)
 
 
-def _fields(clusters: Clusters, common: Ints, heads: Ints) -> Fields:
+def _fields(clusters: Clusters, common: AnyInts, heads: Ints) -> Fields:
     """Columns by the depth at which they become common, at each depth first the one that suits the neighbours."""
     parents, depth = clusters.parents, depths(clusters.parents)
     columns = np.arange(common.shape[1])
-    level = np.full(common.shape, -1)  # of each cluster and column; where it is not common the value is not used
+    level = np.full(common.shape, -1, dtype=np.int32)  # where a column is not common the value is not used
     for cluster in np.split(np.argsort(depth, kind="stable"), np.cumsum(np.bincount(depth)))[1:-1]:
         above = parents[cluster]
         own_level = 2 * depth[cluster][:, None] - (columns == heads[above][:, None])
         level[cluster] = np.where(common[above] > 0, level[above], own_level)
-    tail_level = 2 * len(level) - (columns == heads[clusters.rows][:, None])
-    level = np.where(common[clusters.rows] > 0, level[clusters.rows], tail_level)
-    return np.argsort(level, axis=1, kind="stable").astype(np.int32)
+    # rows directly in the same cluster have the same order
+    tail_level = 2 * len(level) - (columns == heads[:, None])
+    order = np.argsort(np.where(common > 0, level, tail_level), axis=1, kind="stable").astype(np.int32)
+    return order[clusters.rows]
