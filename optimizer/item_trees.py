@@ -26,12 +26,11 @@ class ItemTree:
 
 def grow_items(items: ItemLists, homes: Ints) -> ItemTree:
     """The tree of items that rows of one home can share; `homes` [rows] numbers rows that share all before the list."""
-    ids = items.ids
-    weights = np.where(_repeated_in_row(ids), 0, items.lengths[ids]).astype(np.float64)
+    once = np.where(_repeated_in_row(items.ids), 0, items.ids).astype(np.int32)
     num_homes = int(homes.max(initial=0)) + 1
-    growth = grow(ids, weights, homes, num_homes, as_sets=True)
+    growth = grow(once, items.lengths.astype(np.float64), homes, num_homes, as_sets=True)
     parents = np.concatenate([np.full(num_homes, -1), growth.parents])
-    return ItemTree(parents, np.concatenate([np.zeros(num_homes, dtype=np.int64), growth.ids]), growth.nodes)
+    return ItemTree(parents, np.concatenate([np.zeros(num_homes, dtype=np.int64), growth.ids]), growth.nodes.astype(np.int64))
 
 
 def _repeated_in_row(ids: Ints) -> npt.NDArray[np.bool_]:

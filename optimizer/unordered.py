@@ -75,44 +75,6 @@ def common_order(items: ItemLists) -> Ints:
     return np.argsort(np.where(items.ids > 0, rank[items.ids], len(rank)), axis=1, kind="stable")
 
 
-<<<<<<< /tmp/opt/wt/./optimizer/unordered.py
-def shared_order(items: ItemLists, homes: Ints) -> Ints:
-    """Positions of items [rows, most items] so that rows of one home begin with items that they share.
-
-    `homes` [rows] numbers groups of rows that share all that stands before the list.
-    """
-    ids = items.ids
-    once = np.where(_repeated_in_row(ids), 0, ids).astype(np.int32)
-    num_homes = int(homes.max(initial=0)) + 1
-    growth = grow(once, items.lengths.astype(np.float64), homes, num_homes, as_sets=True)
-    parents = np.concatenate([np.full(num_homes, -1), growth.parents])
-    shared = np.concatenate([np.zeros(num_homes, dtype=np.int64), growth.ids])
-    depth = depths(parents)
-    # items that are not shared keep the common order behind those that are
-    rank = np.empty(ids.shape, dtype=np.int64)
-    np.put_along_axis(rank, common_order(items), np.arange(ids.shape[1])[None, :], axis=1)
-    rank += len(parents)
-    node = growth.nodes.copy()
-    inside = np.flatnonzero(depth[node] > 0)
-    while len(inside):
-        here = node[inside]
-        place = (ids[inside] == shared[here][:, None]).argmax(axis=1)
-        rank[inside, place] = depth[here]
-        node[inside] = parents[here]
-        inside = inside[depth[node[inside]] > 0]
-    return np.argsort(rank, axis=1, kind="stable")
-
-
-def _repeated_in_row(ids: Ints) -> npt.NDArray[np.bool_]:
-    """Whether an item stands earlier in the same row, [rows, most items]."""
-    repeated = np.zeros(ids.shape, dtype=bool)
-    for place in range(1, ids.shape[1]):
-        repeated[:, place] = (ids[:, :place] == ids[:, place, None]).any(axis=1)
-    return repeated
-
-
-=======
->>>>>>> /tmp/opt/new/./optimizer/unordered.py
 def arranged_ids(items: ItemLists, order: Ints) -> Ints:
     """Item ids [rows, most items] in the order in which they are shown."""
     ids: Ints = np.take_along_axis(items.ids, order, axis=1)
