@@ -30,7 +30,9 @@ def grow_items(items: ItemLists, homes: Ints) -> ItemTree:
     num_homes = int(homes.max(initial=0)) + 1
     growth = grow(once, items.lengths.astype(np.float64), homes, num_homes, as_sets=True)
     parents = np.concatenate([np.full(num_homes, -1), growth.parents])
-    return ItemTree(parents, np.concatenate([np.zeros(num_homes, dtype=np.int64), growth.ids]), growth.nodes.astype(np.int64))
+    return ItemTree(
+        parents, np.concatenate([np.zeros(num_homes, dtype=np.int64), growth.ids]), growth.nodes.astype(np.int64)
+    )
 
 
 def _repeated_in_row(ids: Ints) -> npt.NDArray[np.bool_]:
