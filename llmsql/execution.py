@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import sqlglot
 
+from llmsql.answer_tables import AnswerTable, AnswerTables, Run
 from llmsql.arguments import fields_table
 from llmsql.model import Model
 from llmsql.operator import evaluate
@@ -17,8 +18,6 @@ from llmsql.planner.parsing import parameters_of
 from llmsql.progress import progress_bar
 from llmsql.settings import Settings
 from llmsql.statistics import QueryStatistics, StageStatistics
-
-Run = Callable[..., list[tuple[Any, ...]]]
 
 
 class PlanRunner:
@@ -49,6 +48,10 @@ class PlanRunner:
         self._model_for = model_for
         self._settings = settings
         self._statistics = statistics
+        self._stages: dict[Stage, StageStatistics] = {}
+        self._answers = AnswerTables(
+            run, self.run_with_parameters, self.scratch, shared=settings.deduplicate, ordered=settings.reorder
+        )
 
     def run_steps(self, plan: Plan) -> None:
         """Run everything before the final statement."""
@@ -76,54 +79,40 @@ class PlanRunner:
         self.scratch.append(("TABLE", step.name))
 
     def _run_stage(self, stage: Stage) -> None:
-        statistics = StageStatistics(call=stage.call_sql, place=stage.place)
-        self._statistics.stages.append(statistics)
-        asked, answers = f"{stage.name}_asked", f"{stage.name}_values"
-        # Groups come in any order. The optimizer breaks ties by it, so a fixed order makes its choice, and with it the
-        # answers, the same each time.
-        order = f" ORDER BY hash({', '.join(stage.columns)})" if self._settings.reorder else ""
-        self.run_with_parameters(
-            f"CREATE TEMP TABLE {asked} AS SELECT row_number() OVER () - 1 AS id, * "
-            f"FROM (SELECT * FROM ({stage.input_sql}){order})"
-        )
-        self.scratch.append(("TABLE", asked))
-        self._run(f"CREATE TEMP TABLE {answers} (id BIGINT, value {stage.call.sql_type})", {})
-        self.scratch.append(("TABLE", answers))
-        counted = self._run(f"SELECT count(*), coalesce(sum(n), 0)::BIGINT FROM {asked}", {})
-        statistics.distinct, statistics.rows = counted[0]
-        total = statistics.distinct if self._settings.deduplicate else statistics.rows
+        statistics = self._stages.get(stage)
+        if statistics is None:
+            statistics = self._stages[stage] = StageStatistics(call=stage.call_sql, place=stage.place)
+            self._statistics.stages.append(statistics)
+        wanted = self._answers.add(stage)
+        table = wanted.table
+        statistics.rows += wanted.rows
+        statistics.distinct += wanted.distinct
+        total = table.size - wanted.start if self._settings.deduplicate else wanted.rows
         with progress_bar(stage.call_sql, total, statistics, self._settings.progress) as advance:
-            for start in range(0, statistics.distinct, self._settings.batch_rows):
-                self._ask(stage, asked, answers, start, statistics, advance)
-        keys = ", ".join(f"q.{column} AS {key}" for column, key in zip(stage.columns, stage.keys))
-        self._run(
-            f"CREATE TEMP VIEW {stage.name} AS SELECT {keys}, v.value AS {stage.value} "
-            f"FROM {asked} q JOIN {answers} v USING (id)",
-            {},
-        )
-        self.scratch.append(("VIEW", stage.name))
+            for start in range(wanted.start, table.size, self._settings.batch_rows):
+                self._ask(stage, table, start, statistics, advance)
 
     def _ask(
         self,
         stage: Stage,
-        asked: str,
-        answers: str,
+        table: AnswerTable,
         start: int,
         statistics: StageStatistics,
         advance: Callable[[int], None],
     ) -> None:
         """Ask one batch of distinct argument tuples and store the values under their ids."""
         stop = start + self._settings.batch_rows
+        columns = ", ".join(stage.columns)
         batch = self._read(
-            f"SELECT id, n, {', '.join(stage.columns)} FROM {asked} WHERE id >= {start} AND id < {stop} ORDER BY id"
+            f"SELECT id, n, {columns} FROM {table.tuples} WHERE id >= {start} AND id < {stop} ORDER BY id"
         )
         if not self._settings.deduplicate:
             batch = _repeated(batch)
-        columns = batch.columns[2:]
-        prompts = columns.pop(0) if stage.has_prompt_column else None
+        arguments = batch.columns[2:]
+        prompts = arguments.pop(0) if stage.has_prompt_column else None
         values = evaluate(
             stage.call,
-            fields_table(columns, list(stage.fields)),
+            fields_table(arguments, list(stage.fields)),
             self._model_for(stage.call.model),
             self._settings,
             statistics,
@@ -132,7 +121,7 @@ class PlanRunner:
         )
         answered = pa.table({"id": batch.column("id"), "value": values})
         self._run(
-            f"INSERT INTO {answers} SELECT id, any_value(value) FROM llmsql_answered GROUP BY id",
+            f"INSERT INTO {table.values} SELECT id, any_value(value) FROM llmsql_answered GROUP BY id",
             {},
             llmsql_answered=answered,
         )

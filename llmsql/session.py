@@ -18,13 +18,14 @@ import pyarrow as pa
 from sqlglot import exp
 
 from llmsql import models
+from llmsql.answer_tables import Run
 from llmsql.budget import Budget
 from llmsql.duckdb_catalog import DuckDBCatalog
 from llmsql.duckdb_functions import ChunkFunctions
 from llmsql.errors import ClosedError, LlmsqlError, QueryError, SettingError
-from llmsql.execution import PlanRunner, Run
+from llmsql.execution import PlanRunner
 from llmsql.model import Model
-from llmsql.planner import Plan, plan_statement
+from llmsql.planner import Plan, Switches, plan_statement
 from llmsql.planner.calls import has_llm_call
 from llmsql.planner.parsing import (
     ERRORS_FUNCTION,
@@ -235,7 +236,9 @@ class Session:
             in_transaction=in_transaction,
             in_place_prefix=self._functions.in_place_prefix,
         )
-        return plan_statement(tree, catalog, stage_calls=self.settings.plan)
+        settings = self.settings
+        switches = Switches(settings.short_circuit, settings.order_filters, settings.early_stop)
+        return plan_statement(tree, catalog, stage_calls=settings.plan, switches=switches)
 
     def _runner(self, variables: dict[str, Any]) -> Run:
         def run(sql: str, parameters: Mapping[str, Any], **more: Any) -> list[tuple[Any, ...]]:

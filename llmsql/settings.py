@@ -12,6 +12,10 @@ from llmsql.errors import SettingError
 from llmsql.result_cache import DEFAULT_SIZE
 
 ENGINE_SETTINGS = ("device", "dtype", "kv_memory", "max_batch_tokens", "prefix_sharing", "cascade", "trust_remote_code")
+SWITCHES = (
+    *("plan", "deduplicate", "reorder", "short_circuit", "order_filters", "early_stop"),
+    *("prefix_sharing", "cascade", "trust_remote_code"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class Settings:
         plan: stage LLM calls; off leaves each call in place as a UDF that DuckDB runs chunk by chunk.
         deduplicate: ask the model once for equal arguments.
         reorder: order rows and fields for prefix reuse.
+        short_circuit: ask a call inside AND, OR, CASE, COALESCE, ... only where its value can matter.
+        order_filters: run the LLM predicates of a WHERE cheapest and most selective first, as measured on the way.
+        early_stop: under a LIMIT, ask the rows in growing batches until enough of them pass.
         batch_rows: distinct rows that are read, ordered and run at a time (bounds memory).
     Calls:
         on_error: 'null' (a failed row becomes NULL with its reason in `last_query.errors`) or 'fail'.
@@ -49,6 +56,9 @@ class Settings:
     plan: bool = True
     deduplicate: bool = True
     reorder: bool = True
+    short_circuit: bool = True
+    order_filters: bool = True
+    early_stop: bool = True
     batch_rows: int = 100_000
     on_error: str = "null"
     max_output_tokens: int = 64
@@ -102,7 +112,7 @@ class Settings:
         return size
 
     def _validate(self) -> None:
-        for name in ("plan", "deduplicate", "reorder", "prefix_sharing", "cascade", "trust_remote_code"):
+        for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise SettingError(f"setting {name!r} must be True or False, not {getattr(self, name)!r}")
         for name in ("batch_rows", "max_output_tokens", "max_batch_tokens", "max_rows", "max_tokens"):

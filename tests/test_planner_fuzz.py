@@ -26,6 +26,18 @@ def answer(prompt, fields, options):
     return options["choices"][code % len(options["choices"])] if "choices" in options else f"{prompt}{code % 50}"
 
 
+class RecordingModel(FakeModel):
+    """Remembers what it was asked."""
+
+    def __init__(self):
+        super().__init__(answer)
+        self.asked = []
+
+    def answer(self, call, fields, settings, statistics):
+        self.asked += [(call.prompt, call.choices, tuple(row.items())) for row in fields.to_pylist()]
+        yield from super().answer(call, fields, settings, statistics)
+
+
 class Statements:
     """Random SELECTs over the tables of SETUP, from a seed."""
 
@@ -65,11 +77,8 @@ class Statements:
         if items is None and self.random.random() < 0.3:
             text = f"SELECT DISTINCT {text.removeprefix('SELECT ')}"
         elif items is None and self.random.random() < 0.4:
-            ids = (
-                "a.id, b.id" if "b" in source.split() and "a" in source.replace(",", " ").split() else f"{qualifier}.id"
-            )
-            if "USING" in source:
-                ids = "id"
+            joined = source in ("a, b", "a JOIN b ON a.k = b.k")
+            ids = "a.id, b.id" if joined else "id" if "USING" in source else f"{qualifier}.id"
             text += f" ORDER BY {ids} LIMIT {self.random.randint(0, 9)}"
         return text
 
@@ -110,8 +119,37 @@ class Statements:
                 f"upper({call})",
                 f"coalesce({call}, 'none')",
                 f"CASE WHEN {qualifier}.n > 4 THEN {call} END",
+                f"CASE WHEN {self.plain(qualifier)} THEN {call} "
+                f"WHEN {self.plain(qualifier)} THEN {self.call(qualifier)} ELSE {self.call(qualifier)} END",
+                f"CASE {qualifier}.k WHEN 1 THEN {call} WHEN 2 THEN 'two' ELSE {self.call(qualifier)} END",
+                f"coalesce({qualifier}.s, {call}, {self.call(qualifier)})",
+                f"nullif({qualifier}.s, {call})",
+                f"{qualifier}.s IN ('a1', {call}, 'b2')",
+                self.condition(qualifier, 2),
+                f"CASE WHEN {self.condition(qualifier, 2)} THEN {call} END",
             ]
         )
+
+    def plain(self, q: str) -> str:
+        """A predicate without a call, NULL at times."""
+        return self.random.choice([f"{q}.n > {self.random.randint(0, 9)}", f"{q}.s = 'a{self.random.randint(0, 5)}'"])
+
+    def asking(self, q: str) -> str:
+        """A predicate with one call; few different ones, so that they meet."""
+        field = self.random.choice(["s", "s", "n", "k"])
+        return self.random.choice(
+            [f"llm_filter('Good?', {q}.{field})", f"llm_classify('C', ['x', 'y', 'z'], {q}.{field}) = 'x'"]
+        )
+
+    def condition(self, q: str, depth: int) -> str:
+        """AND, OR and NOT over predicates with and without calls."""
+        if depth == 0 or self.random.random() < 0.2:
+            return self.asking(q) if self.random.random() < 0.6 else self.plain(q)
+        kind = self.random.random()
+        if kind < 0.2:
+            return f"NOT {self.condition(q, depth - 1)}"
+        parts = [self.condition(q, depth - 1) for _ in range(self.random.randint(2, 3))]
+        return "(" + (" OR " if kind < 0.6 else " AND ").join(parts) + ")"
 
     def predicate(self, qualifier: str) -> str:
         q = qualifier
@@ -126,6 +164,10 @@ class Statements:
                 f"(llm_filter('Either?', {q}.s) OR {q}.n = 1)",
                 f"{self.call(q)} IS NOT NULL",
                 f"{q}.k IN (SELECT k FROM b WHERE n > 3)",
+                self.asking(q),
+                self.condition(q, 2),
+                self.condition(q, 3),
+                f"CASE WHEN {self.plain(q)} THEN {self.asking(q)} ELSE {self.plain(q)} END",
             ]
         )
 
@@ -133,7 +175,7 @@ class Statements:
 @pytest.fixture(scope="module")
 def sessions():
     with (
-        llmsql.connect(model=FakeModel(answer)) as planned,
+        llmsql.connect(model=RecordingModel()) as planned,
         llmsql.connect(model=FakeModel(answer), plan=False) as in_place,
     ):
         planned.execute(SETUP)
@@ -150,6 +192,9 @@ def check(sessions, seed):
     for stage in planned.last_query.stages:
         if stage.place != "in place":
             assert stage.asked <= stage.distinct, sql
+    seen = planned._models.own.asked
+    assert len(seen) == len(set(seen)), f"asked twice: {sql}"
+    seen.clear()
 
 
 @pytest.mark.parametrize("seed", range(60))

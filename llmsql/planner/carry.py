@@ -22,6 +22,8 @@ def limit_first(scope: Scope) -> bool:
     if not (select.args.get("limit") or select.args.get("offset")) or not _shows_rows(scope):
         return False
     asking = [item for item in select.expressions if calls_in(item)]
+    if not asking:
+        return False
     if len(own_calls(select)) != sum(len(calls_in(item)) for item in asking) or not _order_is_plain(scope, asking):
         return False
     where = select.args.get("where")
@@ -37,8 +39,11 @@ def keep_order(scope: Scope) -> bool:
         return False
     if select.find_ancestor(exp.Select, exp.SetOperation) is not None or not _shows_rows(scope):
         return False
-    cheap, asking = scope.split_where()
-    _Carrier(scope).rewrite("to keep the order of its rows", cheap, (), asking)
+    parts = scope.split_where()
+    kept = [*parts.asking, *parts.rest]
+    if any(predicate.find(exp.Query) is not None for predicate in kept):
+        return False  # its columns would have to be told from those of the SELECT
+    _Carrier(scope).rewrite("to keep the order of its rows", parts.first, (), kept)
     return True
 
 
@@ -135,7 +140,9 @@ class _Carrier:
             if known == column:
                 return exp.column(f"c{number}", table=self.name)
         self.carried.append(column.copy())
-        return exp.column(f"c{len(self.carried) - 1}", table=self.name)
+        carried = exp.column(f"c{len(self.carried) - 1}", table=self.name)
+        self.scope.carried[carried.sql(dialect=self.scope.catalog.dialect)] = column.copy()
+        return carried
 
     def _resolve(self, order: exp.Order) -> None:
         """Put the expression for each position or alias that ORDER BY uses; the scratch table's query has neither."""

@@ -64,6 +64,14 @@ def conjuncts(condition: exp.Expression) -> list[exp.Expression]:
     return [condition]
 
 
+def disjuncts(condition: exp.Expression) -> list[exp.Expression]:
+    """The predicates that OR connects."""
+    unnested = condition.unnest()
+    if isinstance(unnested, exp.Or):
+        return [*disjuncts(unnested.left), *disjuncts(unnested.right)]
+    return [condition]
+
+
 def clause_of(node: exp.Expression, select: exp.Select) -> str:
     """The clause of the SELECT in which a node stands, by sqlglot's name: 'expressions', 'where', 'group', ..."""
     while node.parent is not None and node.parent is not select:

@@ -81,6 +81,9 @@ def _call_reason(scope: Scope, node: exp.Anonymous) -> str | None:
         return "it stands in FROM"
     if place in ("limit", "offset", "windows", "connect"):
         return f"it stands in {place.upper()}"
+    group = scope.select.args.get("group")
+    if place == "having" and group is not None and group.args.get("all"):
+        return "GROUP BY ALL groups by the columns of HAVING, too"
     for argument in node.expressions:
         if argument.find(exp.Window) is not None:
             return "its arguments need a window function"

@@ -12,10 +12,20 @@ from llmsql.planner.catalog import Catalog
 from llmsql.planner.plan import InPlace, Materialise, Stage
 
 IN_PLACE_PREFIX = "__llmsql_"
-# Notes on nodes: which SELECT it is, how the user wrote the call, whether its arguments come from a query around it.
+# Notes on nodes: which SELECT it is, how the user wrote the call, whether its arguments come from a query around it,
 TAG = "llmsql_select"
 TEXT = "llmsql_text"
 CORRELATED = "llmsql_correlated"
+SAME_IN_GROUP = "llmsql_same_in_group"  # any_value() around an answer that is the same in all rows of a group
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What the planner does to ask less; see `llmsql.settings.Settings`."""
+
+    short_circuit: bool = True
+    order_filters: bool = True
+    early_stop: bool = True
 
 
 @dataclass
@@ -29,6 +39,7 @@ class Planning:
 
     catalog: Catalog
     keep_reason: str | None = None
+    switches: Switches = Switches()
     in_place_prefix: str = IN_PLACE_PREFIX
     steps: list[Stage | Materialise] = field(default_factory=list)
     in_place: list[InPlace] = field(default_factory=list)

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 from sqlglot import exp
 
 from llmsql.errors import QueryError
 from llmsql.planner.calls import ParsedCall, calls_in, own_calls, parse_call
 from llmsql.planner.clauses import attach_ctes, conjuncts, is_star, over_sources, sources, visible_ctes
+from llmsql.planner.hazards import holds_or_raises, is_true, may_raise
 from llmsql.planner.planning import TAG, Planning, is_left_in_place, null_calls
+
+
+@dataclass(frozen=True)
+class WhereParts:
+    """The predicates of WHERE, by when they can be evaluated.
+
+    cheap: without calls; tried: conditions without calls that are true where a predicate of `rest` holds or raises;
+    asking: with calls; rest: with calls left in place, or such as could raise for rows that a call written before them
+    would have dropped.
+    """
+
+    cheap: list[exp.Expression]
+    tried: list[exp.Expression]
+    asking: list[exp.Expression]
+    rest: list[exp.Expression]
+
+    @property
+    def first(self) -> list[exp.Expression]:
+        """What chooses the rows that calls see."""
+        return [*self.cheap, *self.tried]
 
 
 class Scope:
@@ -18,7 +42,9 @@ class Scope:
         self.planning = planning
         self.catalog = planning.catalog
         self.original = planning.originals[select.meta[TAG]]
-        self._source_columns: list[str] | None = None
+        self.carried: dict[str, exp.Expression] = {}  # column of a scratch table: what it was in the user's FROM
+        self.answers: set[str] = set()  # relations of answers that were joined to FROM
+        self._source_columns: list[tuple[str, str]] | None = None
 
     def calls(self) -> list[exp.Anonymous]:
         """The calls of the SELECT itself, inner before outer."""
@@ -28,21 +54,45 @@ class Scope:
         """Take a call apart; see `parse_call`."""
         return parse_call(node, self.catalog, self.star_columns)
 
-    def split_where(self) -> tuple[list[exp.Expression], list[exp.Expression]]:
-        """The predicates of WHERE that ask no model, and those that do, calls left in place included."""
+    def split_where(self) -> WhereParts:
+        """The predicates of WHERE; see `WhereParts`."""
         where = self.select.args.get("where")
-        predicates = conjuncts(where.this) if where is not None else []
-        asking = [c for c in predicates if calls_in(c) or is_left_in_place(c)]
-        return [c for c in predicates if not any(c is a for a in asking)], asking
+        parts = WhereParts([], [], [], [])
+        for predicate in conjuncts(where.this) if where is not None else []:
+            if calls_in(predicate):
+                parts.asking.append(predicate)
+            elif is_left_in_place(predicate):
+                parts.rest.append(predicate)
+            elif (parts.asking or parts.rest) and may_raise(_without_queries(predicate), self.is_text):
+                parts.rest.append(predicate)
+                if predicate.find(exp.Query) is None:
+                    parts.tried.append(holds_or_raises(is_true(predicate.copy()), self.is_text))
+            else:
+                parts.cheap.append(predicate)
+        return parts
 
     def source_columns(self) -> list[str]:
         """The names, in lower case, of the columns of FROM."""
+        return [name for name, _ in self._described_source()]
+
+    def is_text(self, column: exp.Column) -> bool | None:
+        """Whether a column of FROM holds texts; None when that is not known."""
+        original = self.carried.get(column.sql(dialect=self.catalog.dialect), column)
+        if not isinstance(original, exp.Column):
+            return None
+        name = original.name.lower()
+        # Columns that are called the same have _1, _2, ... after their names here.
+        alike = re.compile(re.escape(name) + r"(_\d+)?")
+        named = [kind for other, kind in self._described_source() if alike.fullmatch(other)]
+        return not named[0].startswith(NUMBERS_AND_DATES) if len(named) == 1 else None
+
+    def _described_source(self) -> list[tuple[str, str]]:
         if self._source_columns is None:
             try:
                 found = self.catalog.columns(self.original_source([exp.Star()]))
             except QueryError:
                 found = []
-            self._source_columns = [name.lower() for name, _ in found]
+            self._source_columns = [(name.lower(), kind) for name, kind in found]
         return self._source_columns
 
     def star_columns(self, star: exp.Expression) -> list[exp.Column]:
@@ -71,8 +121,19 @@ class Scope:
         return over_sources(self.original, projections, [], visible_ctes(self.original))
 
     def source_query(self, projections: list[exp.Expression], where: list[exp.Expression]) -> exp.Select:
-        """A query over FROM as it is now, joined answers included."""
-        return over_sources(self.select, projections, where, self.planning.ctes)
+        """A query over FROM as it is now, with the joined answers that it needs."""
+        query = over_sources(self.select, projections, where, self.planning.ctes)
+        needed = {column.table for part in (*projections, *where) for column in part.find_all(exp.Column)}
+        for join in reversed(query.args.get("joins") or []):  # a later one may need an earlier one
+            if join.this.name not in self.answers or join.this.name in needed:
+                needed |= {column.table for column in join.find_all(exp.Column)}
+            else:
+                join.pop()
+        return query
+
+    def row_count(self) -> exp.Expression:
+        """How many rows are behind a row of a grouped query over FROM."""
+        return exp.Count(this=exp.Star())
 
     def arguments_bind(self, parsed: ParsedCall) -> bool:
         """Whether the arguments are known from this SELECT's own sources; if not, a query around it gives them."""
@@ -100,3 +161,22 @@ class Scope:
         alone = self.original.copy()
         alone.set("with_", None)
         return self.catalog.binds(attach_ctes(alone, visible_ctes(self.original)))
+
+
+NUMBERS_AND_DATES = (
+    *("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"),
+    *("FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN", "DATE", "TIME"),
+)
+
+
+def _without_queries(predicate: exp.Expression) -> exp.Expression:
+    """The predicate with a column for each query in it; a query is computed anyway, for no row of this SELECT."""
+    alone = exp.paren(predicate.copy())
+    for query in list(alone.find_all(exp.Query)):
+        if isinstance(query.parent, exp.In):
+            query.parent.replace(query.parent.this)
+        elif isinstance(query.parent, exp.Exists):
+            query.parent.replace(exp.true())
+        else:
+            query.replace(exp.true())
+    return alone

@@ -37,7 +37,7 @@ def plan_select(select: exp.Select, planning: Planning) -> None:
     staging.stage_filters()
     staging.reuse_filters()
     if limit_first(scope):
-        staging.surviving = []
+        staging.start_over()
     staging.stage_others()
     staging.hide_result_columns()
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlglot import exp
 
 from llmsql.functions import Call
-from llmsql.planner.calls import ParsedCall, calls_in
+from llmsql.planner.calls import ParsedCall, calls_in, is_constant
 from llmsql.planner.clauses import clause_of
 from llmsql.planner.grouping import Grouping
+from llmsql.planner.guards import any_guard, guard
+from llmsql.planner.hazards import attempt, holds_or_raises, may_raise
 from llmsql.planner.plan import Stage
-from llmsql.planner.planning import TEXT
+from llmsql.planner.planning import SAME_IN_GROUP, TEXT, is_left_in_place
 from llmsql.planner.scope import Scope
+from llmsql.planner.siblings import Siblings
 
 CLAUSES = {"expressions": "the SELECT list", "group": "GROUP BY", "order": "ORDER BY"}
+Key = tuple[Call, tuple[str, ...]]
 
 
 class Staging:
-    """Makes stages for a SELECT; a call that was staged once is not staged again.
+    """Makes the stages of a SELECT: one for each distinct call, and another where more rows need the same call later.
 
     `surviving` are the predicates that rows must pass before a call sees them.
     """
@@ -24,39 +30,48 @@ class Staging:
     def __init__(self, scope: Scope):
         self.scope = scope
         self.surviving: list[exp.Expression] = []
-        self._staged: dict[tuple[Call, tuple[str, ...]], exp.Column] = {}
+        self._staged: dict[Key, Stage] = {}
+        self._complete: set[Key] = set()  # asked for all rows that survive
         self._result_columns: list[str] = []
+        self._filtered = False  # a call has had its say in which rows survive
 
     def stage_filters(self) -> None:
         """Stage the calls of WHERE, predicate by predicate; later stages rely on the earlier predicates."""
         where = self.scope.select.args.get("where")
         if where is None:
             return
-        self.surviving, asking = self.scope.split_where()
-        rest = [c.copy() for c in [*self.surviving, *asking] if not calls_in(c)]
-        holder = exp.Tuple(expressions=[c.copy() for c in asking if calls_in(c)])
-        for index in range(len(holder.expressions)):
-            for node in calls_in(holder.expressions[index]):
-                self._stage(node, "WHERE", grouped=False)
-            self.surviving = [*self.surviving, holder.expressions[index]]
-        where.set("this", exp.and_(*rest, *holder.expressions))
+        parts = self.scope.split_where()
+        self.surviving = parts.first
+        asking = exp.Tuple(expressions=[conjunct.copy() for conjunct in parts.asking])
+        for index in range(len(asking.expressions)):
+            self._stage_all(calls_in(asking.expressions[index]), asking, lambda node: False)
+            self.surviving = [*self.surviving, asking.expressions[index]]
+            self._filtered = True
+        passed = [conjunct.copy() for conjunct in asking.expressions]
+        rest = [_after(passed, conjunct) for conjunct in parts.rest]
+        where.set("this", exp.and_(*[conjunct.copy() for conjunct in parts.cheap], *asking.expressions, *rest))
 
     def reuse_filters(self) -> None:
         """A call that WHERE asked already has its value; the SELECT list reads the same column."""
-        if not self._staged or Grouping(self.scope.select, self.scope.catalog).is_grouped:
+        if not self._complete or Grouping(self.scope.select, self.scope.catalog).is_grouped:
             return
         for node in self.scope.calls():
-            if self._key(self.scope.parse(node)) in self._staged:
-                self._stage(node, "", grouped=False)
+            key = self._key(self.scope.parse(node))
+            if key in self._complete:
+                node.replace(_value(self._staged[key]))
 
     def stage_others(self) -> None:
         """Stage the calls outside of WHERE, for the rows that WHERE leaves."""
         grouping = Grouping(self.scope.select, self.scope.catalog)
-        nodes = self.scope.calls()
-        after = [grouping.is_after_grouping(node) for node in nodes]
-        for node, grouped in zip(nodes, after):
-            clause = clause_of(node, self.scope.select)
-            self._stage(node, CLAUSES.get(clause, clause.upper()), grouped=grouped)
+        after = {id(node): grouping.is_after_grouping(node) for node in self.scope.calls()}
+        self._stage_all(self.scope.calls(), self.scope.select, lambda node: after[id(node)])
+
+    def start_over(self) -> None:
+        """The SELECT reads from a table of the rows that survive; nothing is joined to it yet."""
+        self.surviving = []
+        self._filtered = False
+        self._staged.clear()
+        self._complete.clear()
 
     def hide_result_columns(self) -> None:
         """A bare star must not show the joined results."""
@@ -65,59 +80,103 @@ class Staging:
                 hidden = [exp.column(name) for name in self._result_columns]
                 item.set("except_", [*(item.args.get("except_") or []), *hidden])
 
-    def _stage(self, node: exp.Anonymous, place: str, *, grouped: bool) -> None:
-        """Add the stage for one call, join its result, and put the result's column where the call stood."""
-        parsed = self.scope.parse(node)
-        key = self._key(parsed)
-        value = self._staged.get(key)
-        if value is None:
-            value = self._new_stage(node, parsed, place)
-            self._staged[key] = value
-        result: exp.Expression = value.copy()
-        if grouped:
-            result = exp.Anonymous(this="any_value", expressions=[result])
-        node.replace(result)
+    def _stage_all(
+        self, waiting: list[exp.Anonymous], root: exp.Expression, after_grouping: Callable[[exp.Anonymous], bool]
+    ) -> None:
+        """Stage these calls, inner ones first, and put the result's column where each of them stands."""
+        siblings = Siblings(self.scope)
+        while waiting:
+            node = waiting[0]
+            equal = [other for other in waiting if other == node]
+            waiting = [other for other in waiting if other != node]
+            parsed = self.scope.parse(node)
+            key = self._key(parsed)
+            if key not in self._complete:
+                place = "WHERE" if root is not self.scope.select else clause_of(node, root)
+                self._add_stage(key, node, parsed, self._guard(equal, root, siblings), place)
+            for occurrence in equal:
+                value: exp.Expression = _value(self._staged[key])
+                if after_grouping(occurrence):
+                    value = exp.Anonymous(this="any_value", expressions=[value])
+                    value.meta[SAME_IN_GROUP] = True
+                occurrence.replace(value)
 
-    def _key(self, parsed: ParsedCall) -> tuple[Call, tuple[str, ...]]:
+    def _guard(self, equal: list[exp.Anonymous], root: exp.Expression, siblings: Siblings) -> exp.Expression | None:
+        """When the value of a call can matter at one of the places where it stands; None when it always does."""
+        if not self.scope.planning.switches.short_circuit:
+            return None
+        found = [guard(node, root, siblings) for node in equal]
+        return any_guard([[holds_or_raises(c, self.scope.is_text) for c in conditions] for conditions in found])
+
+    def _key(self, parsed: ParsedCall) -> Key:
         named = zip((None,) * (parsed.prompt is not None) + tuple(name for name, _ in parsed.fields), parsed.arguments)
         return parsed.call, tuple(
             f"{name}: {argument.sql(dialect=self.scope.catalog.dialect)}" for name, argument in named
         )
 
-    def _new_stage(self, node: exp.Anonymous, parsed: ParsedCall, place: str) -> exp.Column:
+    def _add_stage(
+        self, key: Key, node: exp.Anonymous, parsed: ParsedCall, guarded: exp.Expression | None, place: str
+    ) -> None:
+        """Add the stage that asks a call; where an earlier one did for other rows, its answers grow by this one's."""
         dialect = self.scope.catalog.dialect
-        name = self.scope.catalog.fresh_name("answers")
+        known = self._staged.get(key)
+        name = known.name if known is not None else self.scope.catalog.fresh_name("answers")
         columns = tuple(f"a{number}" for number in range(len(parsed.arguments)))
-        keys = tuple(f"{name}_{column}" for column in columns)
         projections = [exp.alias_(argument.copy(), column) for argument, column in zip(parsed.arguments, columns)]
-        counted = exp.alias_(exp.Count(this=exp.Star()), "n")
-        source = self.scope.source_query([*projections, counted], self.surviving)
+        source = self.scope.source_query(
+            [*projections, exp.alias_(self.scope.row_count(), "n")],
+            [*self.surviving, *([guarded] if guarded is not None else [])],
+        )
         source.set("group", exp.Group(all=True))
+        if all(is_constant(argument) for argument in parsed.arguments):
+            source.having("n > 0", copy=False)  # without a group key there is a row also where there are none
         stage = Stage(
             name=name,
             call=parsed.call,
             call_sql=node.meta[TEXT],
             fields=tuple(field_name for field_name, _ in parsed.fields),
             columns=columns,
-            keys=keys,
+            keys=tuple(f"{name}_{column}" for column in columns),
             value=f"{name}_value",
             input_sql=source.sql(dialect=dialect),
-            place=place,
+            place=CLAUSES.get(place, place.upper()),
         )
         self.scope.planning.steps.append(stage)
-        self._result_columns += [*stage.keys, stage.value]
-        equal = [
-            exp.NullSafeEQ(this=argument.copy(), expression=exp.column(key, table=name))
-            for argument, key in zip(parsed.arguments, keys)
-        ]
-        self._join(exp.to_table(name), exp.and_(*equal))
-        return exp.column(stage.value, table=name)
+        self._staged[key] = stage
+        if guarded is None:
+            self._complete.add(key)
+        if known is None:
+            self._join(stage, parsed, may_be_missing=guarded is not None or self._filtered)
 
-    def _join(self, table: exp.Table, condition: exp.Expression) -> None:
-        if self.scope.select.args.get("from_") is None:
-            self.scope.select.set("from_", exp.From(this=table))
-            return
-        for join in self.scope.select.args.get("joins") or []:
-            if not (join.kind or join.side or join.method or join.args.get("on") or join.args.get("using")):
-                join.set("kind", "CROSS")  # a comma binds weaker than JOIN, and would hide the tables before it
-        self.scope.select.append("joins", exp.Join(this=table, side="LEFT", on=condition))
+    def _join(self, stage: Stage, parsed: ParsedCall, *, may_be_missing: bool) -> None:
+        """Join a stage's answers to FROM; an argument is computed here also for rows that the call never sees."""
+        self._result_columns += [*stage.keys, stage.value]
+        equal = []
+        for argument, key in zip(parsed.arguments, stage.keys):
+            value = argument.copy()
+            if may_be_missing and may_raise(value, self.scope.is_text):
+                value = attempt(value)
+            equal.append(exp.NullSafeEQ(this=value, expression=exp.column(key, table=stage.name)))
+        self.scope.answers.add(stage.name)
+        join_answers(self.scope.select, exp.to_table(stage.name), exp.and_(*equal))
+
+
+def join_answers(select: exp.Select, table: exp.Table, condition: exp.Expression) -> None:
+    """Join a relation of answers to the FROM of a SELECT."""
+    if select.args.get("from_") is None:
+        select.set("from_", exp.From(this=exp.select("1").subquery("llmsql_row")))
+    for join in select.args.get("joins") or []:
+        if not (join.kind or join.side or join.method or join.args.get("on") or join.args.get("using")):
+            join.set("kind", "CROSS")  # a comma binds weaker than JOIN, and would hide the tables before it
+    select.append("joins", exp.Join(this=table, side="LEFT", on=condition))
+
+
+def _value(stage: Stage) -> exp.Column:
+    return exp.column(stage.value, table=stage.name)
+
+
+def _after(passed: list[exp.Expression], predicate: exp.Expression) -> exp.Expression:
+    """A predicate without calls that may raise, computed only for rows that pass those with calls."""
+    if is_left_in_place(predicate) or not passed:
+        return predicate.copy()
+    return exp.Case(ifs=[exp.If(this=exp.and_(*[p.copy() for p in passed]), true=predicate.copy())])

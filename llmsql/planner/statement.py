@@ -12,20 +12,23 @@ from llmsql.planner.calls import call_text, is_llm_call, is_option, own_calls, p
 from llmsql.planner.catalog import Catalog
 from llmsql.planner.clauses import is_star, over_sources, visible_ctes
 from llmsql.planner.plan import InPlace, Plan
-from llmsql.planner.planning import IN_PLACE_PREFIX, TAG, Planning, in_place_call, null_calls
+from llmsql.planner.planning import IN_PLACE_PREFIX, TAG, Planning, Switches, in_place_call, null_calls
 from llmsql.planner.select import plan_select
 
 # Statements that are no queries to sqlglot, and show rows nevertheless.
 SHOWING = (exp.Describe, exp.Summarize, exp.Pivot, exp.Values)
 
 
-def plan_statement(statement: exp.Expression, catalog: Catalog, *, stage_calls: bool = True) -> Plan:
+def plan_statement(
+    statement: exp.Expression, catalog: Catalog, *, stage_calls: bool = True, switches: Switches | None = None
+) -> Plan:
     """Plan one statement with LLM calls. The statement is rewritten in place; nothing is executed.
 
     Args:
         statement: parsed by sqlglot; parameters are named.
         catalog: the SQL engine's knowledge of names and types.
         stage_calls: False leaves every call in place as a UDF (the planner's off-switch).
+        switches: of the single optimisations; all are on by default.
 
     Raises:
         CallError: a call is written wrongly; with its position.
@@ -37,6 +40,7 @@ def plan_statement(statement: exp.Expression, catalog: Catalog, *, stage_calls: 
     planning = Planning(
         catalog,
         keep_reason=_keep_reason(statement, stage_calls),
+        switches=switches or Switches(),
         # What is stored outlives the session, so it uses names that the next session has, too.
         in_place_prefix=IN_PLACE_PREFIX if _is_stored(statement) else catalog.in_place_prefix,
         originals={select.meta[TAG]: select for select in originals.find_all(exp.Select)},

@@ -1,0 +1,122 @@
+"""Expressions that may stop a statement with an error: casts of texts, overflows, divisions.
+
+The planner evaluates predicates earlier, and for other rows, than the SQL engine would have. Where such a predicate may
+raise it goes inside TRY, and a row whose predicate raises counts as one for which it holds: the model is asked more,
+and the error comes, if at all, from where the user wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlglot import exp
+
+IsText = Callable[[exp.Column], "bool | None"]
+# Nodes that raise for no value, whatever is below them.
+SAFE: tuple[type[exp.Expression], ...] = (
+    exp.Column,
+    exp.Identifier,
+    exp.Literal,
+    exp.Boolean,
+    exp.Null,
+    exp.Placeholder,
+    exp.Paren,
+    exp.And,
+    exp.Or,
+    exp.Not,
+    exp.Is,
+    exp.Coalesce,
+    exp.Nullif,
+    exp.Case,
+    exp.If,
+    exp.Like,
+    exp.ILike,
+    exp.StartsWith,
+    exp.Length,
+    exp.Lower,
+    exp.Upper,
+    exp.Trim,
+    exp.DPipe,
+    exp.Concat,
+    exp.TryCast,
+    exp.DataType,
+    exp.Try,
+    exp.Struct,
+    exp.PropertyEQ,
+    exp.Array,
+    exp.Dot,
+)
+# Nodes that compare, and raise only where one side is a text that must become something else first.
+COMPARING: tuple[type[exp.Expression], ...] = (
+    exp.EQ,
+    exp.NEQ,
+    exp.GT,
+    exp.GTE,
+    exp.LT,
+    exp.LTE,
+    exp.NullSafeEQ,
+    exp.NullSafeNEQ,
+    exp.Between,
+    exp.In,
+)
+
+
+def may_raise(expression: exp.Expression, is_text: IsText | None = None) -> bool:
+    """Whether evaluating the expression may stop the statement with an error; True when that is not known.
+
+    Args:
+        expression: of one row; no LLM call in it.
+        is_text: whether a column holds texts; None from it, or for it, when that is not known.
+    """
+    for node in expression.walk():
+        if isinstance(node, COMPARING):
+            if not _compares_alike(node, is_text):
+                return True
+        elif not isinstance(node, SAFE) and not (isinstance(node, exp.Cast) and isinstance(node.this, exp.Literal)):
+            return True
+    return False
+
+
+def holds_or_raises(condition: exp.Expression, is_text: IsText | None = None) -> exp.Expression:
+    """A condition that is never NULL, made true where evaluating it raises."""
+    if not may_raise(condition, is_text):
+        return condition
+    return exp.NullSafeNEQ(this=attempt(condition), expression=exp.false())
+
+
+def is_true(condition: exp.Expression) -> exp.Expression:
+    """The condition, false where it is NULL."""
+    return exp.Is(this=exp.paren(condition), expression=exp.true())
+
+
+def attempt(expression: exp.Expression) -> exp.Expression:
+    """The expression, NULL where evaluating it raises."""
+    return exp.Try(this=expression)
+
+
+def _compares_alike(node: exp.Expression, is_text: IsText | None) -> bool:
+    """Whether the sides need no cast that may fail: no text beside a number, a date or what is not known."""
+    if isinstance(node, exp.In) and node.args.get("query") is not None:
+        return False
+    sides = [side.unnest() for side in node.iter_expressions()]
+    if all(isinstance(side, exp.Literal) and side.is_string for side in sides[1:]):
+        return True  # the literal becomes what the column is, once, before any row is read
+    if any(isinstance(side, exp.Boolean) for side in sides):
+        return True
+    if is_text is None:
+        return False
+    kinds = {_is_text(side, is_text) for side in sides}
+    return len(kinds) == 1 and None not in kinds
+
+
+def _is_text(side: exp.Expression, is_text: IsText) -> bool | None:
+    """Whether an operand is a text; None when that is not known."""
+    if isinstance(side, exp.Column):
+        return is_text(side)
+    if isinstance(side, exp.Literal):
+        return bool(side.is_string)
+    if isinstance(side, (exp.Length, exp.Boolean)):
+        return False
+    if isinstance(side, (exp.Lower, exp.Upper, exp.Trim, exp.DPipe, exp.Concat)):
+        return True
+    return None
