@@ -17,6 +17,7 @@ from .grouping import Ints, first_of_group, group_keys
 from .literals import TEXT, quote_name
 from .partial_prefixes import common_prefix_characters, common_prefix_tokens
 from .prefix_tree import prompt_sequences, walk
+from .sorted_texts import SortedTexts
 
 TokenIds = Sequence[Sequence[npt.NDArray[np.integer]]]  # per column, for each distinct cell its tokens
 
@@ -71,8 +72,7 @@ def shared_units(sequences: Ints, order: CellOrder) -> SharedUnits:
 class TextGroup:
     """Texts that begin with the same head, as the cells of all columns of one name do."""
 
-    head: str
-    texts: pa.Array  # large_string [texts]
+    texts: SortedTexts
     ids: Ints  # [texts] cell ids
 
 
@@ -83,19 +83,21 @@ def text_order(cells: Cells) -> CellOrder:
     shared characters take up on average in either cell, less one, since the unit at which they part may differ.
     """
     order = order_groups([cells_of_name(cells, name) for name in sorted(set(cells.names), key=quote_name)])
+    if cells.unit == "characters":
+        return order
     lengths = np.empty_like(cells.id_lengths)
     lengths[order.ranks] = cells.id_lengths
-    if cells.unit == "characters":
-        return replace(order, lengths=lengths)
     return replace(order, lengths=lengths, shared=partial(_estimated_units, order.shared, order.lengths, lengths))
 
 
 def cells_of_name(cells: Cells, name: str) -> TextGroup:
     """The distinct cells of the columns of a name."""
     columns = [column for column in range(cells.num_columns) if cells.names[column] == name]
-    texts = cells.texts[columns[0]] if len(columns) == 1 else pa.concat_arrays([cells.texts[c] for c in columns])
     ids = np.concatenate([np.arange(cells.offsets[column], cells.offsets[column + 1]) for column in columns])
-    return TextGroup(quote_name(name) + ": ", texts, ids)
+    if len(columns) == 1:
+        return TextGroup(cells.sorted_texts(columns[0]), ids)
+    texts = pa.concat_arrays([cells.texts[column] for column in columns])
+    return TextGroup(SortedTexts(texts, cells.sorted_texts(columns[0]).head), ids)
 
 
 def order_groups(groups: Sequence[TextGroup]) -> CellOrder:
@@ -104,24 +106,23 @@ def order_groups(groups: Sequence[TextGroup]) -> CellOrder:
     Groups that stand beside each other in a node of the tree must be given sorted by head, and no head may be the
     begin of another's; together they hold every id from 1 on once.
     """
-    sizes = [len(group.texts) for group in groups]
-    firsts = 1 + np.cumsum([0, *sizes])
+    firsts = 1 + np.cumsum([0, *[len(group.ids) for group in groups]])
     ranks, lengths = np.zeros(int(firsts[-1]), dtype=np.int64), np.zeros(int(firsts[-1]), dtype=np.int64)
-    orders = [pc.sort_indices(group.texts).to_numpy().astype(np.int64) for group in groups]
-    for group, order, first in zip(groups, orders, firsts):
+    for group, first in zip(groups, firsts):
+        order = group.texts.order
         ranks[group.ids[order]] = first + np.arange(len(order))
-        characters = pc.utf8_length(group.texts).to_numpy(zero_copy_only=False).astype(np.int64)
+        characters = pc.utf8_length(group.texts.texts).to_numpy(zero_copy_only=False)
         lengths[first : first + len(order)] = characters[order]
-    return CellOrder(ranks, lengths, partial(_shared_characters, groups, orders, firsts))
+    return CellOrder(ranks, lengths, partial(_shared_characters, [group.texts for group in groups], firsts))
 
 
-def _shared_characters(groups: Sequence[TextGroup], orders: list[Ints], firsts: Ints, left: Ints, right: Ints) -> Ints:
+def _shared_characters(groups: Sequence[SortedTexts], firsts: Ints, left: Ints, right: Ints) -> Ints:
     characters = np.zeros(len(left), dtype=np.int64)
     left_group, right_group = (np.searchsorted(firsts, ranks, side="right") - 1 for ranks in (left, right))
     for number in np.unique(left_group[left_group == right_group]).tolist():
-        here = np.flatnonzero((left_group == number) & (right_group == number))
-        first, second = (orders[number][ranks[here] - firsts[number]] for ranks in (left, right))
         group = groups[number]
+        here = np.flatnonzero((left_group == number) & (right_group == number))
+        first, second = (group.order[ranks[here] - firsts[number]] for ranks in (left, right))
         characters[here] = common_prefix_characters(group.texts, first, second, known=group.head)
     apart = np.flatnonzero(left_group != right_group)
     heads = pa.array([group.head for group in groups], TEXT)

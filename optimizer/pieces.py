@@ -12,6 +12,7 @@ from .cell_order import CellOrder, TextGroup, cells_of_name, order_groups
 from .cells import Cells
 from .grouping import Ints
 from .literals import TEXT, join, quote_name, text
+from .sorted_texts import SortedTexts
 from .unordered import ItemLists
 
 
@@ -73,8 +74,11 @@ def cut_pieces(cells: Cells, lists: Mapping[int, ItemLists]) -> Pieces:
     groups: list[TextGroup] = []
 
     def add(head: str, texts: pa.Array) -> Ints:
-        first = 1 + sum(len(group.texts) for group in groups)
-        groups.append(TextGroup(head, texts, first + np.arange(len(texts))))
+        return add_sorted(SortedTexts(texts, head))
+
+    def add_sorted(texts: SortedTexts) -> Ints:
+        first = 1 + sum(len(group.ids) for group in groups)
+        groups.append(TextGroup(texts, first + np.arange(len(texts.texts))))
         return groups[-1].ids
 
     cell_pieces = np.zeros(len(cells.id_lengths), dtype=np.int64)
@@ -86,7 +90,7 @@ def cut_pieces(cells: Cells, lists: Mapping[int, ItemLists]) -> Pieces:
             begins[name] = add(begin, pa.array([begin], TEXT))
         else:
             group = cells_of_name(cells, name)
-            cell_pieces[group.ids] = add(group.head, group.texts)
+            cell_pieces[group.ids] = add_sorted(group.texts)
     inside = {
         column: (add("", items.texts), add(", ", join(text(", "), items.texts)), add("],\n", pa.array(["],\n"], TEXT)))
         for column, items in lists.items()
