@@ -283,6 +283,7 @@ class Engine:
             if sequence.scores_only:
                 self._finish_choice(sequence)
         tokens = next_tokens(batch, logits, masks, kernels=self._runner.kernels)
+        num_sampled = num_added = 0
         for sequence, token_id, log_prob, error in tokens:
             output = job_of(sequence).output
             assert output is not None
@@ -290,14 +291,16 @@ class Engine:
                 self._finish(sequence, "error", error=error)
                 continue
             added = output.add(token_id, log_prob)
-            self.stats.output_tokens += len(added)
-            self.stats.forced_tokens += len(added) - 1
+            num_sampled += 1
+            num_added += len(added)
             if output.problem is not None:
                 self._finish(sequence, "error", error=f"{CANNOT_GO_ON}: {output.problem}")
             elif output.finish_reason is not None:
                 self._finish(sequence, output.finish_reason)
             else:
                 self._scheduler.append(sequence, added)
+        self.stats.output_tokens += num_added
+        self.stats.forced_tokens += num_added - num_sampled
 
     # Requests on their way in and out.
 

@@ -103,9 +103,10 @@ class Node:
 
     def block_array(self) -> npt.NDArray[np.int32]:
         """The blocks, as an array that is not to be changed."""
-        if self._block_array is None or len(self._block_array) != len(self.blocks):
-            self._block_array = np.array(self.blocks, np.int32)
-        return self._block_array
+        array = self._block_array
+        if array is None or len(array) != len(self.blocks):
+            array = self._block_array = np.array(self.blocks, np.int32)
+        return array
 
     def forget_blocks(self) -> None:
         """The blocks have become others; more behind the same ones need no call."""

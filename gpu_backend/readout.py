@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 
@@ -20,13 +19,11 @@ NOT_A_NUMBER = "the model's logits are NaN for this prompt"
 """The error of a request whose logits cannot be used."""
 
 
-class NextToken(NamedTuple):
-    """One row's next token, or why it has none."""
+NextToken = tuple[Sequence, int, float, str | None]
+"""A sequence, its next token, the token's log-probability (0 unless the request asks for it), or why it has none.
 
-    sequence: Sequence
-    token_id: int
-    log_prob: float  # 0 unless the request asks for it
-    error: str | None
+A plain tuple, because there is one for each row in every step.
+"""
 
 
 def next_tokens(batch: StepBatch, logits: torch.Tensor, masks: StepMasks, *, kernels: bool = False) -> list[NextToken]:
@@ -37,10 +34,10 @@ def next_tokens(batch: StepBatch, logits: torch.Tensor, masks: StepMasks, *, ker
     """
     rows = [(sequence, row) for chunk, row in batch.readers for sequence in chunk.sequences if not sequence.scores_only]
     masks.wait()
-    free = [(sequence, row) for sequence, row in rows if sequence not in masks.rows]
-    bound = [(sequence, row) for sequence, row in rows if sequence in masks.rows]
+    free = [(sequence, row) for sequence, row in rows if sequence not in masks.rows] if masks.rows else rows
     tokens = _choose(*_rows(logits, free), kernels)
-    if bound:
+    if masks.rows:
+        bound = [(sequence, row) for sequence, row in rows if sequence in masks.rows]
         sequences, own = _rows(logits, bound)
         apply_masks(own, masks, sequences)
         tokens += [_checked(token) for token in _choose(sequences, own, kernels)]
@@ -93,18 +90,19 @@ def _choose(sequences: list[Sequence], logits: torch.Tensor, kernels: bool) -> l
         for row, log_prob in zip(asked, given.tolist()):
             log_probs[row] = log_prob
     errors = [None if good else NOT_A_NUMBER for good in usable.tolist()]
-    return [NextToken(*row) for row in zip(sequences, token_ids.tolist(), log_probs, errors)]
+    return list(zip(sequences, token_ids.tolist(), log_probs, errors))
 
 
 def _checked(token: NextToken) -> NextToken:
     """A constrained row's token, unless its grammar came to an end that is none."""
-    output = job_of(token.sequence).output
+    sequence, token_id, log_prob, error = token
+    output = job_of(sequence).output
     assert output is not None
     assert output.matcher is not None
     problem = output.matcher.problem
     if problem is not None:
-        return token._replace(error=f"{CANNOT_GO_ON}: {problem}")
-    return token if token.error is None else token._replace(error=f"{NOT_A_NUMBER}, or exclude all that may follow")
+        return sequence, token_id, log_prob, f"{CANNOT_GO_ON}: {problem}"
+    return token if error is None else (sequence, token_id, log_prob, f"{NOT_A_NUMBER}, or exclude all that may follow")
 
 
 def _draw_of(job: Job) -> Draw:

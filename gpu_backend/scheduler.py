@@ -92,16 +92,15 @@ class Scheduler:
         assert sequence in self._decoding
         assert tail is not None
         assert tail.num_computed == tail.length
-        if isinstance(token_ids, int):
-            end = tail.length + 1
-            tail.tokens[tail.length] = token_ids
+        added = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        assert added, "a row without new tokens would wait for ever"
+        end = tail.length + len(added)
+        assert end <= len(tail.tokens), f"{end} output tokens, room for {tail.capacity}"
+        if len(added) == 1:  # much faster than a slice
+            tail.tokens[tail.length] = added[0]
         else:
-            added = list(token_ids)
-            end = tail.length + len(added)
-            assert added, "a row without new tokens would wait for ever"
-            assert end <= tail.capacity, f"{end} output tokens, room for {tail.capacity}"
             tail.tokens[tail.length : end] = added
-        sequence.num_generated += end - tail.length
+        sequence.num_generated += len(added)
         tail.length = end
 
     def remove(self, sequence: Sequence) -> None:
