@@ -1,193 +1,151 @@
-"""Checks the paged attention kernel on this machine's GPU and measures it against a plain copy of memory.
+"""Everything that a GPU can show, in one call: are the kernels right, is the engine right, how fast are both.
 
-    python benchmarks/gpu.py             # needs CUDA and triton; prints a Markdown table
-    python benchmarks/gpu.py --dry-run   # the same steps on the CPU, tiny, the torch reference in the kernel's place
+    python benchmarks/gpu.py                         # on CUDA, under 8 minutes on an H100
+    python benchmarks/gpu.py --models 1.5b,7b        # larger random models
+    python benchmarks/gpu.py --dry-run               # the same steps, tiny, on the CPU in Triton's interpreter
 
-Columns: `error` is the largest difference to the torch reference in fp32, on the last tokens of three rows. `read`
-counts the keys and values on every row's path once per row (the kernel takes shared ones from memory or from the L2
-cache); `distinct` counts each slot once, which is the least that must come from memory. Both are divided by the time
-and given as a fraction of the bandwidth that a large copy reached on the same device.
+Sections: the device's own peaks (a large matrix product, a large copy); every kernel against its reference; the engine
+against `transformers.generate`; the kernels' times; whole workloads on random models against `transformers`, with each
+optimisation on and off. All numbers of a table come from this one process. What a section finds is printed as Markdown
+at once and kept in a file (`--out`, or the folder `$OUT`), so that nothing is lost where a later one fails. The exit
+status is 1 if anything was wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
+import os
+import sys
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import torch
-
-from llmsql.kernels import NodeTable, paged_attention, paged_attention_reference
-
-BLOCK_SIZE = 16
-TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]  # the tests' cases are checked here too
 
 
-@dataclass(frozen=True)
-class Workload:
-    """Rows below one shared root; each has tokens of its own, of which the last `queries` are asked for."""
+@dataclass
+class Report:
+    """Markdown for people, numbers for programs, and what was wrong."""
 
-    name: str
-    prefix: int  # tokens of the root
-    rows: list[tuple[int, int]]  # own tokens and query tokens of each row
+    folder: Path | None
+    lines: list[str] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def line(self, text: str = "") -> None:
+        print(text, flush=True)
+        self.lines.append(text)
+
+    def heading(self, columns: str) -> None:
+        """Begin a table; columns are separated by ` | `, and those that begin with `#` are numbers."""
+        names = columns.split(" | ")
+        self.line()
+        self.line("| " + " | ".join(name.lstrip("#") for name in names) + " |")
+        self.line("| " + " | ".join("---:" if name.startswith("#") else "---" for name in names) + " |")
+
+    def row(self, *cells: object) -> None:
+        self.line("| " + " | ".join(str(cell) for cell in cells) + " |")
+
+    def fail(self, problem: str) -> None:
+        self.line(f"\nWRONG: {problem}")
+        self.failures.append(problem)
+
+    def save(self) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "gpu.md").write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+            data = {"results": self.results, "failures": self.failures}
+            (self.folder / "gpu.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Shape:
-    heads: int
-    kv_heads: int
-    head_dim: int
+@dataclass
+class Settings:
+    device: Any  # torch.device
+    dry_run: bool
+    models: list[str]
+    deadline: float  # time.monotonic() from which on no further workload is begun
+    peak_flops: float = 0.0  # of the device, measured: bf16 matrix product
+    peak_bytes: float = 0.0  # a copy, read and written
 
-
-def workloads(dry_run: bool) -> tuple[Shape, list[Workload]]:
-    if dry_run:
-        return Shape(4, 2, 32), [Workload("decode", 20, [(5, 1)] * 4), Workload("mixed", 9, [(18, 18), (3, 1), (7, 2)])]
-    return Shape(32, 8, 128), [
-        Workload("decode, nothing shared", 0, [(1024, 1)] * 256),
-        Workload("decode, 2048 shared", 2048, [(128, 1)] * 256),
-        Workload("prefill after 512 shared", 512, [(1024, 1024)] * 16),
-        Workload("prefill of short rows after 512 shared", 512, [(48, 48)] * 256),
-        Workload("mixed", 512, [(64, 1)] * 128 + [(512, 512)] * 8),
-    ]
+    def time_left(self) -> bool:
+        return time.monotonic() < self.deadline
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Check and measure the paged attention kernel on CUDA.")
-    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, with the torch reference")
-    dry_run = parser.parse_args(arguments).dry_run
-    if not dry_run and not torch.cuda.is_available():
+    options = parse(arguments)
+    if options.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    if not options.dry_run and not torch.cuda.is_available():
         raise SystemExit("No CUDA device: nothing was measured. --dry-run runs the same steps on the CPU.")
-    device = torch.device("cpu" if dry_run else "cuda")
-    attention = paged_attention_reference if dry_run else paged_attention
-    shape, cases = workloads(dry_run)
+    import gpu_kernels
+    import gpu_parity
+    import gpu_workloads
 
-    copy = copy_bandwidth(device)
-    print(f"Device: {'CPU, dry run: the reference itself' if dry_run else torch.cuda.get_device_name(device)}")
-    print(f"torch {torch.__version__}, {shape}, blocks of {BLOCK_SIZE}, copy {copy / 1e9:.0f} GB/s (read + write)\n")
-    print("| workload | rows | tokens | type | error | ms | read / copy | distinct / copy | TFLOP/s |")
-    print("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |")
-    failed = []
-    for work in cases:
-        for dtype in (torch.float16, torch.bfloat16):
-            query, keys, values, table = make_batch(work, shape, dtype, device)
-            options = {"block_size": BLOCK_SIZE, "scale": shape.head_dim**-0.5}
-            on_device = table.to(device)
-            call = lambda: attention(query, keys, values, on_device, **options)  # noqa: B023, E731
-            error = sampled_error(call(), query, keys, values, table, options)
-            seconds = median_seconds(call, device)
-            read, distinct = (count / seconds / copy for count in kv_bytes(work, shape, dtype))
-            type_name = str(dtype).split(".")[1]
-            print(
-                f"| {work.name} | {len(work.rows)} | {query.shape[0]} | {type_name} | {error:.1e} "
-                f"| {seconds * 1e3:.3f} | {read:.2f} | {distinct:.2f} | {flops(work, shape) / seconds / 1e12:.1f} |"
-            )
-            if not error <= TOLERANCE[dtype]:  # also true for NaN
-                failed.append(f"{work.name} in {type_name}: error {error:.1e}, allowed {TOLERANCE[dtype]:.0e}")
-    if failed:
-        raise SystemExit("The kernel is wrong on this device:\n" + "\n".join(failed))
-
-
-def make_batch(
-    work: Workload, shape: Shape, dtype: torch.dtype, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, NodeTable]:
-    """Random query, key pool and value pool on `device`, and the node table on the CPU; blocks are in random order."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = [work.prefix, *[own for own, _ in work.rows]]
-    block_counts = [-(-length // BLOCK_SIZE) for length in lengths]
-    blocks = torch.randperm(sum(block_counts), generator=generator)
-    queries = [count for _, count in work.rows]
-    table = NodeTable(
-        node_block_start=_int32([0, *accumulate(block_counts)]),
-        blocks=blocks.int(),
-        node_offset=_int32([0] * len(lengths)),
-        node_len=_int32(lengths),
-        node_position=_int32([0] + [work.prefix] * len(work.rows)),
-        path_start=_int32(range(0, 2 * len(work.rows) + 1, 2)),
-        path_nodes=_int32([node for row in range(len(work.rows)) for node in (0, row + 1)]),
-        query_start=_int32([0, *accumulate(queries)]),
-        query_position=_int32([work.prefix + own - count for own, count in work.rows]),
+    settings = Settings(
+        device=torch.device("cpu" if options.dry_run else "cuda"),
+        dry_run=options.dry_run,
+        models=["tiny"] if options.dry_run else options.models.split(","),
+        deadline=time.monotonic() + 60 * options.minutes,
     )
-    table.check(BLOCK_SIZE, num_blocks=len(blocks), num_tokens=sum(queries))
-    on_device = torch.Generator(device).manual_seed(0)
-    slots = len(blocks) * BLOCK_SIZE
-    query, keys, values = (
-        torch.randn(count, heads, shape.head_dim, generator=on_device, device=device, dtype=dtype)
-        for count, heads in ((sum(queries), shape.heads), (slots, shape.kv_heads), (slots, shape.kv_heads))
+    sections: dict[str, Callable[[Report, Settings], None]] = {
+        "peaks": gpu_kernels.measure_peaks,
+        "kernels": gpu_kernels.check_kernels,
+        "parity": gpu_parity.check_parity,
+        "attention": gpu_kernels.time_attention,
+        "operators": gpu_kernels.time_operators,
+        "workloads": gpu_workloads.run_workloads,
+        "generate_batch": gpu_workloads.run_generate_batch,
+    }
+    report = Report(Path(options.out) if options.out else None)
+    describe(report, settings)
+    chosen = options.only.split(",") if options.only else list(sections)
+    for name, section in sections.items():
+        if name not in chosen and name != "peaks":
+            continue
+        begin = time.monotonic()
+        report.line(f"\n## {name}")
+        try:
+            section(report, settings)
+        except Exception:
+            report.fail(f"section {name} stopped:\n```\n{traceback.format_exc()}```")
+        report.line(f"\n({name}: {time.monotonic() - begin:.0f} s)")
+        report.save()
+    if report.failures:
+        raise SystemExit(f"{len(report.failures)} things were wrong:\n" + "\n".join(report.failures))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, in Triton's interpreter")
+    parser.add_argument("--models", default="135m,500m,1.5b", help="of 135m, 500m, 1.5b, 7b; random weights")
+    parser.add_argument("--only", default="", help="section names, separated by commas")
+    parser.add_argument("--minutes", type=float, default=7.0, help="no workload is begun after so many")
+    parser.add_argument("--out", default=os.environ.get("OUT", ""), help="folder for gpu.md and gpu.json")
+    return parser.parse_args(arguments)
+
+
+def describe(report: Report, settings: Settings) -> None:
+    import torch
+    import transformers
+    import triton
+
+    on_gpu = settings.device.type == "cuda"
+    name = torch.cuda.get_device_name(settings.device) if on_gpu else "CPU, dry run in Triton's interpreter"
+    report.line(f"# {name}")
+    report.line(
+        f"\ntorch {torch.__version__}, triton {triton.__version__}, transformers {transformers.__version__}, "
+        f"Python {sys.version.split()[0]}"
     )
-    return query, keys, values, table
-
-
-def sampled_error(
-    out: torch.Tensor,  # [tokens, heads, head_dim]
-    query: torch.Tensor,  # [tokens, heads, head_dim]
-    keys: torch.Tensor,  # [slots, kv_heads, head_dim]
-    values: torch.Tensor,
-    table: NodeTable,
-    options: dict,
-) -> float:
-    """Largest difference to the reference in fp32, on up to four last tokens of the first, middle and last row."""
-    starts, paths = table.query_start.tolist(), table.path_start.tolist()
-    worst = 0.0
-    for row in sorted({0, table.num_rows // 2, table.num_rows - 1}):
-        begin = max(starts[row], starts[row + 1] - 4)
-        tokens = slice(begin, starts[row + 1])
-        one_row = replace(
-            table,
-            path_start=_int32([0, paths[row + 1] - paths[row]]),
-            path_nodes=table.path_nodes[paths[row] : paths[row + 1]],
-            query_start=_int32([0, starts[row + 1] - begin]),
-            query_position=table.query_position[row : row + 1] + (begin - starts[row]),
-        )
-        expected = paged_attention_reference(query[tokens].float(), keys, values, one_row, **options)
-        worst = max(worst, (out[tokens].float() - expected).abs().max().item(), key=lambda e: (e != e, e))
-    return worst
-
-
-def kv_bytes(work: Workload, shape: Shape, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of keys and values that the rows read, and bytes of distinct ones."""
-    token = 2 * shape.kv_heads * shape.head_dim * dtype.itemsize
-    own = sum(own for own, _ in work.rows)
-    return token * (own + work.prefix * len(work.rows)), token * (own + work.prefix)
-
-
-def flops(work: Workload, shape: Shape) -> int:
-    """Floating-point operations of both matrix products over visible pairs of query and key."""
-    pairs = sum(count * (work.prefix + own) - count * (count - 1) // 2 for own, count in work.rows)
-    return 4 * shape.heads * shape.head_dim * pairs
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second, read and written, of one large copy on `device`."""
-    source = torch.zeros(1 << (29 if device.type == "cuda" else 22), dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / median_seconds(lambda: target.copy_(source), device)
-
-
-def median_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Median time of one call: 20 timed by events on CUDA after 5 to warm up, 3 by the clock elsewhere."""
-    if device.type != "cuda":
-        times = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - begin)
-        return statistics.median(times)
-    for _ in range(5):
-        call()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(20)]
-    for begin_event, end_event in events:
-        begin_event.record()
-        call()
-        end_event.record()
-    torch.cuda.synchronize(device)
-    return statistics.median(begin.elapsed_time(end) for begin, end in events) / 1e3
-
-
-def _int32(values) -> torch.Tensor:
-    return torch.tensor(list(values), dtype=torch.int32)
+    report.results["device"] = name
 
 
 if __name__ == "__main__":
