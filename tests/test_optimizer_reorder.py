@@ -1,4 +1,4 @@
-"""Orderings are permutations, predictions are counts, and bad input is ordinary input."""
+"""Predictions against counts by hand, and what each method is to do; see test_optimizer_properties for any table."""
 
 from __future__ import annotations
 
@@ -28,22 +28,6 @@ TABLES = st.integers(0, 5).flatmap(
         lambda rows: pa.table({f"c{i}": pa.array([row[i] for row in rows], pa.string()) for i in range(columns)})
     )
 )
-RICH_TABLE = pa.table(
-    {
-        "nan": pa.array([float("nan"), -0.0, 0.0, None]),
-        "text": ["", "null", None, "x" * 10_000],
-        "list": [[["a"]], [[]], [None], None],
-        "struct": [{"a": 1, "b": None}, {"a": None, "b": "x"}, None, {"a": 1, "b": None}],
-        "binary": [b"", b"\xff\x00", None, b""],
-        "nothing": pa.nulls(4),
-    }
-)
-
-
-def assert_permutation(table: pa.Table, ordering: Ordering) -> None:
-    assert sorted(ordering.rows.tolist()) == list(range(table.num_rows))
-    assert ordering.fields.shape == (table.num_rows, table.num_columns)
-    assert all(sorted(fields) == list(range(table.num_columns)) for fields in ordering.fields.tolist())
 
 
 def common_prefix(left: list[object] | str, right: list[object] | str) -> int:
@@ -71,15 +55,6 @@ def count_by_hand(cells: Cells, ordering: Ordering) -> tuple[int, int, int, int]
 
 @given(TABLES, st.sampled_from(METHODS))
 @settings(deadline=None)
-def test_any_table_gives_a_permutation_of_rows_and_fields(table: pa.Table, method: str) -> None:
-    ordering = reorder(table, method=method)
-    assert_permutation(table, ordering)
-    assert ordering.stats.num_rows == table.num_rows
-    assert len(render(table, ordering)) == table.num_rows
-
-
-@given(TABLES, st.sampled_from(METHODS))
-@settings(deadline=None)
 def test_predicted_hits_are_those_counted_and_those_found_by_hand(table: pa.Table, method: str) -> None:
     cells = encode(table)
     ordering = reorder(cells, method=method)
@@ -95,14 +70,6 @@ def test_predicted_hits_are_those_counted_and_those_found_by_hand(table: pa.Tabl
     assert stats.hit_rate == hits.hit_rate == hits.character_hit_rate
 
 
-@given(TABLES)
-@settings(deadline=None)
-def test_auto_is_at_least_as_good_as_every_method(table: pa.Table) -> None:
-    cells = encode(table)
-    auto = reorder(cells, method="auto").stats.hit_rate
-    assert all(reorder(cells, method=method).stats.hit_rate <= auto for method in METHODS)
-
-
 @given(TABLES, st.sampled_from(METHODS))
 @settings(deadline=None)
 def test_rendered_prompts_hold_each_value_under_its_name(table: pa.Table, method: str) -> None:
@@ -111,38 +78,6 @@ def test_rendered_prompts_hold_each_value_under_its_name(table: pa.Table, method
     for row, body in zip(ordering.rows.tolist(), render(table, ordering)):
         wanted = {name: value for name, value in rows[row].items() if value is not None}
         assert json.loads("{" + body[:-2] + "}") == wanted
-
-
-@given(TABLES)
-@settings(deadline=None)
-def test_no_earlier_row_shares_more_characters_than_the_row_before(table: pa.Table) -> None:
-    bodies = render(table, reorder(table, method="tree"))
-    for position in range(1, len(bodies)):
-        best = max(common_prefix(bodies[position], earlier) for earlier in bodies[:position])
-        assert common_prefix(bodies[position], bodies[position - 1]) == best
-
-
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "ophr"])
-@pytest.mark.parametrize(
-    "table",
-    [
-        pa.table({}),
-        pa.table({"a": pa.array([], pa.string())}),
-        pa.table({"a": ["x"]}),
-        pa.table({"a": ["x"] * 50, "b": [1] * 50}),
-        pa.table({"a": list(range(50)), "b": [str(i) for i in range(50)]}),
-        pa.table([pa.nulls(3), pa.array([1, 1, 2])], names=["same", "same"]),
-        pa.table({f"c{i}": [i, i % 7, 0] for i in range(1_000)}),
-        RICH_TABLE,
-    ],
-    ids=["nothing", "no rows", "one row", "all equal", "all distinct", "same names", "1000 columns", "rich types"],
-)
-def test_odd_tables(table: pa.Table, method: str) -> None:
-    ordering = reorder(table, method=method)
-    assert_permutation(table, ordering)
-    assert len(render(table, ordering)) == table.num_rows
-    assert 0 <= ordering.stats.hit_rate <= 1
-    assert "hit rate" in ordering.explain()
 
 
 def test_none_keeps_the_table_as_it_is() -> None:
