@@ -1,7 +1,8 @@
-"""What each query token attends to, cut into matrix products: shared prefixes once per group, private tails batched.
+"""Which nodes of a step's prefix tree are read once for all of their rows, by a cost test.
 
-Hydragen (Juravsky et al. 2024) and FlashInfer's cascade split the keys of a row in the same two parts. Here the groups
-come from the batch's prefix tree, at any depth. Pure numpy: the plan is made once per step and window, for all layers.
+Attention over a set of keys is a pair (output, log-sum-exp), and the pairs of disjoint sets merge into one (Hydragen,
+Juravsky et al. 2024; Ye et al., "Cascade Inference", 2024). So each row's path is cut into chains of nodes: one product
+reads a chain for all rows below it, and the rest of the path every row reads by itself. Pure numpy.
 """
 
 from __future__ import annotations
@@ -11,192 +12,106 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .batch import TableArrays, ragged_arange
+from .batch import TableArrays
 
 Ints = npt.NDArray[np.int64]
+Group = tuple[list[int], Ints]
+"""A chain of shared nodes, from the top down, and the rows whose paths run through it."""
 
-MIN_SHARED_KEYS = 192
-"""A node is worth a product of its own from (rows - 1) * tokens >= this many keys; below, each row reads it alone."""
 TILE_QUERIES = 128
-"""Long chunks are cut into tiles of this many queries, so that no mask grows with the square of a chunk."""
-MAX_SCORES = 4_000_000
-"""Query-key pairs of one batched product at most, so that masks stay small."""
-MAX_KEYS = 65_536
-"""Keys gathered for one batched product at most."""
-PRODUCT_COST = 8_000
-"""Overhead of one more batched product, in query-key pairs: padding up to this much is cheaper."""
+"""Long chunks are cut into tiles of this many query tokens; each reads the row's own keys by itself."""
 
 
 @dataclass(frozen=True)
-class SharedPart:
-    """Query tokens of several rows against keys that all of them see: one matrix product per KV head."""
+class Costs:
+    """What attention costs in one layer, all in the same unit (on the CPU: nanoseconds of one core)."""
 
-    queries: Ints  # [queries] packed token indices
-    slots: Ints  # [keys]
-    visible: npt.NDArray[np.bool_] | None  # [queries, keys]; None: all are
-
-
-@dataclass(frozen=True)
-class PrivatePart:
-    """Rows of similar size against keys of their own, padded to one size. Every query sees at least its own key."""
-
-    queries: Ints  # [rows, queries] packed token indices; padded by repeating a row's last one
-    slots: Ints  # [rows, keys]; padded by repeating a row's last one
-    visible: npt.NDArray[np.bool_] | None  # [rows, queries, keys]; None: all are
+    product: float = 30_000
+    """One more batched product: the calls that make it and merge its result, whatever their size."""
+    block: float = 6_000
+    """One more block in a product."""
+    merge: float = 256
+    """Merging the result of one query token."""
+    read: float = 120
+    """Reading one key and its value, by one row, tile or group."""
+    gather: float = 40
+    """Copying one key and its value to where a product can read them."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Parts that together show every query each of its keys exactly once; every query is in one private part."""
-
-    private: list[PrivatePart]
-    shared: list[SharedPart]
-
-
-class Planner:
-    """Plans for one step; `plan` differs between layers only by their sliding window."""
-
-    def __init__(self, table: TableArrays, block_size: int, *, cascade: bool = True) -> None:
-        self.query_start = table.query_start.astype(np.int64)
-        self.query_position = table.query_position.astype(np.int64)
-        self.node_position = table.node_position.astype(np.int64)
-        self.node_len = table.node_len.astype(np.int64)
-        self.node_start = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.node_len)])  # into node_slots
-        places = ragged_arange(table.node_offset.astype(np.int64), self.node_len)
-        first_block = np.repeat(table.node_block_start[:-1], self.node_len)
-        self.node_slots = table.blocks[first_block + places // block_size].astype(np.int64) * block_size
-        self.node_slots += places % block_size
-        self.path_start = table.path_start.astype(np.int64)
-        self.path_nodes = table.path_nodes.astype(np.int64)
-        self.path_lens = np.diff(self.path_start)
-        self.path_rows = np.repeat(np.arange(len(self.path_lens)), self.path_lens)
-        is_own = np.zeros(len(self.path_nodes), np.bool_)  # a row's last node holds its own tokens
-        is_own[self.path_start[1:] - 1] = True
-        readers = np.bincount(self.path_nodes[~is_own], minlength=len(self.node_len))
-        self.is_shared = self._choose_shared(readers) if cascade else np.zeros(len(self.node_len), np.bool_)
-        self.reads_shared = self.is_shared[self.path_nodes] & ~is_own  # [nodes of all paths]
-        self.groups = self._group(readers)
-
-    def plan(self, window: int | None = None) -> Plan:
-        """The parts under a sliding window of `window` keys (None: no window)."""
-        shared = [part for group in self.groups if (part := self._shared_part(*group, window)) is not None]
-        return Plan(self._private_parts(window), shared)
-
-    def _choose_shared(self, readers: Ints) -> npt.NDArray[np.bool_]:
-        """Nodes worth a product of their own; with a node also its ancestors, so that private keys are a suffix."""
-        chosen: npt.NDArray[np.bool_] = (readers >= 2) & ((readers - 1) * self.node_len >= MIN_SHARED_KEYS)
-        parent = np.full(len(self.node_len), -1, np.int64)
-        below = np.ones(len(self.path_nodes), np.bool_)
-        below[self.path_start[:-1]] = False
-        parent[self.path_nodes[below]] = self.path_nodes[np.flatnonzero(below) - 1]
-        self.parent = parent
-        for node in np.flatnonzero(chosen)[::-1].tolist():
-            above = int(parent[node])
-            while above >= 0 and not chosen[above]:
-                chosen[above] = True
-                above = int(parent[above])
-        return chosen
-
-    def _group(self, readers: Ints) -> list[tuple[list[int], Ints]]:
-        """Chains of shared nodes with the same rows, and those rows."""
-        chains: dict[int, list[int]] = {}  # first node of a chain -> its nodes
-        first_of: dict[int, int] = {}
-        for node in np.flatnonzero(self.is_shared).tolist():  # parents come before children
-            above = int(self.parent[node])
-            joins = above >= 0 and readers[above] == readers[node]
-            first = first_of[node] = first_of[above] if joins else node
-            chains.setdefault(first, []).append(node)
-        pairs = np.flatnonzero(self.reads_shared)
-        order = pairs[np.argsort(self.path_nodes[pairs], kind="stable")]
-        rows_of_nodes, nodes = self.path_rows[order], self.path_nodes[order]
-        groups = []
-        for first, chain in chains.items():
-            low, high = np.searchsorted(nodes, [first, first + 1])
-            groups.append((chain, rows_of_nodes[low:high]))
-        return groups
-
-    def _shared_part(self, chain: list[int], rows: Ints, window: int | None) -> SharedPart | None:
-        lengths = self.query_start[rows + 1] - self.query_start[rows]
-        queries = ragged_arange(self.query_start[rows], lengths)
-        keys = np.concatenate([np.arange(self.node_start[node], self.node_start[node + 1]) for node in chain])
-        if window is None:
-            return SharedPart(queries, self.node_slots[keys], None)
-        positions = ragged_arange(self.query_position[rows], lengths)
-        begin = int(self.node_position[chain[0]])
-        reaches = positions - window + 1 < begin + len(keys)  # sees at least the last key
-        queries, positions = queries[reaches], positions[reaches]
-        if len(queries) == 0:
-            return None
-        skipped = max(0, int(positions.min()) - window + 1 - begin)
-        key_positions = np.arange(begin + skipped, begin + len(keys))
-        visible = None
-        if int(positions.max()) - window + 1 > begin + skipped:
-            visible = key_positions > positions[:, None] - window
-        return SharedPart(queries, self.node_slots[keys[skipped:]], visible)
-
-    def _private_parts(self, window: int | None) -> list[PrivatePart]:
-        # Tiles: at most TILE_QUERIES queries of one row, against the row's keys up to the tile's last query.
-        num_queries = np.diff(self.query_start)
-        num_tiles = -(-num_queries // TILE_QUERIES)
-        rows = np.repeat(np.arange(len(num_queries)), num_tiles)
-        first = ragged_arange(np.zeros(len(num_tiles), np.int64), num_tiles) * TILE_QUERIES
-        queries = np.minimum(num_queries[rows] - first, TILE_QUERIES)
-        shared_keys = np.bincount(
-            self.path_rows[self.reads_shared],
-            weights=self.node_len[self.path_nodes[self.reads_shared]],
-            minlength=len(num_queries),
-        ).astype(np.int64)
-        position = self.query_position[rows] + first
-        begin = shared_keys[rows]  # position of the first private key
-        if window is not None:
-            begin = np.maximum(begin, position - window + 1)
-        keys = position + queries - begin
-
-        # Every row's private keys as one run of slots, in the order of positions.
-        private = np.flatnonzero(~self.reads_shared)
-        nodes = self.path_nodes[private]
-        row_slots = self.node_slots[ragged_arange(self.node_start[nodes], self.node_len[nodes])]
-        row_lens = np.bincount(self.path_rows[private], weights=self.node_len[nodes], minlength=len(num_queries))
-        row_start = np.concatenate([np.zeros(1, np.int64), np.cumsum(row_lens.astype(np.int64))])
-        slot_start = row_start[rows] + begin - shared_keys[rows]
-        query_start = self.query_start[rows] + first
-
-        parts = []
-        for tiles in _buckets(queries, keys):
-            size_q, size_k = int(queries[tiles].max()), int(keys[tiles].max())
-            in_q = np.minimum(np.arange(size_q), queries[tiles, None] - 1)  # [tiles, size_q]
-            key = np.arange(size_k)
-            in_k = np.minimum(key, keys[tiles, None] - 1)  # [tiles, size_k]
-            last = in_q + (position - begin)[tiles, None]  # index of each query's own key
-            visible = key <= last[:, :, None]
-            if window is not None:
-                visible &= key > last[:, :, None] - window
-            parts.append(
-                PrivatePart(
-                    query_start[tiles, None] + in_q,
-                    row_slots[slot_start[tiles, None] + in_k],
-                    None if visible.all() else visible,
-                )
-            )
-        return parts
+def cpu_costs(*, heads: int, kv_heads: int, key_dim: int, value_dim: int, itemsize: int) -> Costs:
+    """The costs of a layer on a CPU; `itemsize` is the bytes of one number in the KV pool."""
+    kv_bytes = kv_heads * (key_dim + value_dim) * itemsize
+    return Costs(
+        product=PRODUCT_NS,
+        block=kv_heads * BLOCK_NS,
+        merge=heads * value_dim * MERGE_NS,
+        read=kv_bytes * READ_NS,
+        gather=kv_bytes * GATHER_NS,
+    )
 
 
-def _buckets(queries: Ints, keys: Ints) -> list[Ints]:
-    """Group tiles of similar size, so that padding costs less than the products it saves."""
-    order = np.lexsort((keys, np.ceil(np.log2(queries))))
-    buckets: list[Ints] = []
-    begin, exact, size_q, size_k = 0, 0, 0, 0
-    for end, (num_q, num_k) in enumerate(zip(queries[order].tolist(), keys[order].tolist())):
-        wider_q, wider_k = max(size_q, num_q), max(size_k, num_k)
-        tiles = end - begin + 1
-        padded = tiles * wider_q * wider_k
-        too_large = padded > MAX_SCORES or tiles * wider_k > MAX_KEYS
-        wasteful = padded > 1.25 * (exact + num_q * num_k) + PRODUCT_COST
-        if end > begin and (too_large or wasteful):
-            buckets.append(order[begin:end])
-            begin, exact, wider_q, wider_k = end, 0, num_q, num_k
-        exact += num_q * num_k
-        size_q, size_k = wider_q, wider_k
-    if len(order):
-        buckets.append(order[begin:])
-    return buckets
+# Measured on one core of an AMD EPYC (Zen 4) with torch 2.13, fp32 and bf16, with the head shapes of models of 23 M,
+# 135 M, 0.5 B and 8 B parameters: `python benchmarks/engine.py --calibrate` prints them anew.
+PRODUCT_NS = 30_000
+BLOCK_NS = 3_000  # one KV head
+MERGE_NS = 0.5  # one number of the output
+READ_NS = 0.12  # one byte of keys or values, copy included
+GATHER_NS = 0.04  # of it, the copy
+
+
+def shared_groups(table: TableArrays, costs: Costs) -> list[Group]:
+    """Chains of nodes to be read once for all rows below them, a row's chains in the order of its path.
+
+    Chains begin at the top: what a row reads by itself is the end of its path, its own node always included. From the
+    leaves up, a node is chosen when reading it once for each of the `readers` below it (rows or tiles that read by
+    themselves, and blocks chosen already) costs more than one more block, and all that are chosen at one depth must
+    save a product, since they share one. Nodes that are not chosen are read with what lies below them.
+    """
+    path_start, path_nodes = table.path_start.astype(np.int64), table.path_nodes.astype(np.int64)
+    path_lens = np.diff(path_start)
+    if len(path_nodes) == len(path_lens):
+        return []  # no row has a node above its own
+    num_nodes = len(table.node_len)
+    depth = np.arange(len(path_nodes)) - np.repeat(path_start[:-1], path_lens)
+    above = np.ones(len(path_nodes), np.bool_)  # not the row's own node, which holds its query tokens
+    above[path_start[1:] - 1] = False
+    rows, nodes = np.repeat(np.arange(len(path_lens)), path_lens)[above], path_nodes[above]
+    num_rows = np.bincount(nodes, minlength=num_nodes)
+    if int(num_rows.max()) < 2:
+        return []
+    below = np.flatnonzero(depth > 0)
+    parent = np.full(num_nodes, -1, np.int64)
+    parent[path_nodes[below]] = path_nodes[below - 1]
+    node_depth = np.zeros(num_nodes, np.int64)
+    node_depth[path_nodes] = depth
+
+    num_queries = np.diff(table.query_start).astype(np.int64)
+    queries = np.bincount(nodes, weights=num_queries[rows], minlength=num_nodes)
+    last = np.flatnonzero(path_lens > 1)  # these rows read the node above their own
+    readers = np.bincount(
+        path_nodes[path_start[1:][last] - 2], weights=-(-num_queries[last] // TILE_QUERIES), minlength=num_nodes
+    )
+    chosen = np.zeros(num_nodes, np.bool_)
+    for level in range(int(node_depth.max()), -1, -1):
+        at = np.flatnonzero((node_depth == level) & (num_rows > 0))
+        saved = (readers[at] - 1) * table.node_len[at] * costs.read - costs.block - queries[at] * costs.merge
+        saved[num_rows[at] < 2] = 0
+        if saved[saved > 0].sum() >= costs.product:
+            chosen[at] = saved > 0
+        if level:
+            readers += np.bincount(parent[at], weights=np.where(chosen[at], 1, readers[at]), minlength=num_nodes)
+    return _chains(chosen, parent, rows, nodes)
+
+
+def _chains(chosen: npt.NDArray[np.bool_], parent: Ints, rows: Ints, nodes: Ints) -> list[Group]:
+    entries = np.flatnonzero(chosen[nodes])
+    entries = entries[np.argsort(nodes[entries], kind="stable")]
+    rows, nodes = rows[entries], nodes[entries]
+    groups: list[Group] = []
+    for node in np.flatnonzero(chosen).tolist():  # parents come before children
+        chain = [node]
+        while (upper := int(parent[chain[-1]])) >= 0 and not chosen[upper]:
+            chain.append(upper)
+        low, high = np.searchsorted(nodes, [node, node + 1])
+        groups.append((chain[::-1], rows[low:high]))
+    return groups

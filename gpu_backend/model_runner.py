@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attention import ShapeProbe, StepAttention
+from .attention import ShapeProbe
 from .batch import StepBatch
 from .decoder import FusedDecoder
 from .decoder_families import NotFusedError, check_family, fuse
@@ -19,6 +19,7 @@ from .loading import max_context
 from .logit_rows import logit_rows
 from .operators import Operators, TorchOperators
 from .parity import NUM_SLOTS, TOLERANCE, difference, sample_steps
+from .step_attention import StepAttention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,6 +63,7 @@ class ModelRunner:
         self._probed = self._probe()
         self.layer_shapes = [shape for _, shape in sorted(self._probed.shapes.items())]
         self.cache: KVCache | None = None
+        self._last_attention: StepAttention | None = None
         if fused:
             self._fuse(copy)
 
@@ -109,7 +111,10 @@ class ModelRunner:
 
     def _attention(self, batch: StepBatch, cache: KVCache) -> StepAttention | KernelAttention:
         if not self.kernels:
-            return StepAttention(batch, cache, cascade=self.cascade, device=self.device)
+            self._last_attention = StepAttention(
+                batch, cache, cascade=self.cascade, device=self.device, previous=self._last_attention
+            )
+            return self._last_attention
         from .kernel_attention import KernelAttention  # loads triton
 
         return KernelAttention(batch, cache, cascade=self.cascade, device=self.device)

@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from attention_batches import NUM_SLOTS, random_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine_attention import BLOCK_SIZE, NUM_BLOCKS, random_batch
 
 from llmsql.gpu_backend import cascade
-from llmsql.gpu_backend.attention import StepAttention
 from llmsql.gpu_backend.batch import StepBatch
 from llmsql.gpu_backend.kv_cache import KVCache, LayerShape
 from llmsql.gpu_backend.logit_rows import logit_rows
+from llmsql.gpu_backend.step_attention import StepAttention
 
 
 @settings(max_examples=40, deadline=None)
@@ -32,12 +32,13 @@ def test_attention_of_the_read_rows(seed: int, num_prompts: int, window: int | N
     assert np.array_equal(cut.positions, batch.positions[batch.logit_index])
     torch.manual_seed(seed)
     cpu = torch.device("cpu")
-    cache = KVCache([LayerShape(2, 8, 8)], NUM_BLOCKS * BLOCK_SIZE, dtype=torch.float32, device=cpu)
+    cache = KVCache([LayerShape(2, 8, 8)], NUM_SLOTS, dtype=torch.float32, device=cpu)
     cache.keys[0].normal_()
     cache.values[0].normal_()
     query = torch.randn(len(batch.token_ids), 4, 8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cascade, "MIN_SHARED_KEYS", 5)
+        patch.setattr(cascade, "PRODUCT_NS", 0)
+        patch.setattr(cascade, "BLOCK_NS", 0)
 
         def attend(rows: StepBatch, queries: torch.Tensor) -> torch.Tensor:
             attention = StepAttention(rows, cache, cascade=True, device=cpu)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from engine_models import CONFIGS, distinct_prefixes, generate_one, tiny_model, tree_prompts
 
-from llmsql.gpu_backend import Engine, Request, cascade
+from llmsql.gpu_backend import Engine, Request, cascade, own_keys, tiles
 
 MAX_TOKENS = 8
 PROMPTS = tree_prompts()
@@ -22,9 +22,10 @@ def reference(family: str) -> list[list[int]]:
 
 @pytest.fixture(autouse=True)
 def _cascade_in_small_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cascade, "MIN_SHARED_KEYS", 4)
-    monkeypatch.setattr(cascade, "TILE_QUERIES", 16)
-    monkeypatch.setattr(cascade, "PRODUCT_COST", 100)
+    monkeypatch.setattr(cascade, "PRODUCT_NS", 200)
+    monkeypatch.setattr(cascade, "BLOCK_NS", 20)
+    monkeypatch.setattr(own_keys, "TILE_QUERIES", 16)
+    monkeypatch.setattr(tiles, "PADDING", 100)
 
 
 def run(engine: Engine, order: np.ndarray | None = None) -> list[list[int]]:

@@ -34,7 +34,8 @@ else:
     import triton
     from engine_models import tiny_model, tree_prompts
 
-    from llmsql.gpu_backend import Engine, Request, cascade
+    from llmsql.gpu_backend import Engine, Request
+    from llmsql.gpu_backend.cascade import Costs
 
     FAMILIES = {
         "gemma2": {"rms_norm_kernel", "rotary_and_write_kernel", "gated_kernel"},  # windows and softcap
@@ -65,7 +66,9 @@ else:
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_tokens_and_scores_are_those_of_torch(family, launches, monkeypatch):
-        monkeypatch.setattr(cascade, "MIN_SHARED_KEYS", 4)
+        from llmsql.gpu_backend import kernel_attention  # loads triton
+
+        monkeypatch.setattr(kernel_attention, "COSTS", Costs(product=0, block=4, merge=0, read=1, gather=0))
         prompts = tree_prompts(3)
         requests = [Request(i, prompt, max_tokens=2) for i, prompt in enumerate(prompts)]
         requests.append(Request("choice", prompts[0], choices=[[9], [10, 11], [10, 12]]))
