@@ -19,7 +19,7 @@ from .fair_lock import FairLock
 from .grammar import GrammarCompiler
 from .intake import Intake
 from .kernel_choice import resolve_kernels
-from .loading import eos_token_ids, load_model, max_context, resolve_device, resolve_dtype
+from .loading import eos_token_ids, load_model, max_context, resolve_device
 from .masks import MaskMaker, StepMasks
 from .memory import max_logit_rows, num_kv_blocks
 from .model_runner import ModelRunner
@@ -72,6 +72,7 @@ class Engine:
         exact_admission: bool = True,
         forced_tokens: bool = True,
         overlap_masks: bool = True,
+        fused: bool = True,
         kernels: str = "auto",
     ) -> None:
         """Load the model and make its KV pool.
@@ -79,7 +80,8 @@ class Engine:
         Args:
             model: a folder with config.json and *.safetensors, a hub id, or a transformers model (left unchanged).
             device: "auto", "cpu", "cuda" or "cuda:N".
-            dtype: "auto" (float32 on CPU, bfloat16 on CUDA), "float32", "bfloat16" or "float16".
+            dtype: "float32", "bfloat16", "float16" or "auto": a model object's own; bfloat16 on CUDA; on a CPU the
+                checkpoint's where the processor computes in it, else float32. See `dtypes.resolve_dtype`.
             kv_memory: bytes of the KV pool, or a text such as "2GiB"; None takes a share of what is free.
             max_batch_tokens: tokens of one step at most; None chooses by device.
             tokenizer: where the tokenizer is, if not with the model.
@@ -94,6 +96,9 @@ class Engine:
             exact_admission: False keeps blocks for `max_tokens` of output free from a request's start; otherwise it
                 starts when the blocks will be free by the time that it needs them.
             cascade: False lets every row read all of its keys by itself.
+            fused: False runs transformers' modules also where there is a fused decoder. The decoder keeps weights in a
+                layout of its own; of a model object, which keeps its weights too, that is a second copy, made where it
+                takes no more than a quarter of the free memory.
             kernels: "auto" runs Triton's kernels on CUDA and torch elsewhere; "torch" runs torch everywhere, "triton"
                 Triton's kernels everywhere (on the CPU in Triton's interpreter, for tests).
             forced_tokens: False asks the model also for the tokens about which a grammar leaves no choice.
@@ -113,8 +118,8 @@ class Engine:
         self._streams: list[Stream] = []
         self.stats = EngineStats()
         self.device = resolve_device(device)
-        self.dtype = resolve_dtype(dtype, self.device, model)
-        loaded = load_model(model, device=self.device, dtype=self.dtype, trust_remote_code=trust_remote_code)
+        loaded = load_model(model, device=self.device, dtype=dtype, trust_remote_code=trust_remote_code)
+        self.dtype = loaded.dtype
         self.eos_token_ids = eos_token_ids(loaded)
         self.max_context = max_context(loaded)
         self.block_size = block_size
@@ -124,6 +129,8 @@ class Engine:
             dtype=self.dtype,
             cascade=cascade,
             kernels=resolve_kernels(kernels, self.device),
+            fused=fused,
+            shared=isinstance(model, torch.nn.Module),
         )
         num_blocks = num_kv_blocks(
             kv_memory,
@@ -157,6 +164,12 @@ class Engine:
         self._trust_remote_code = trust_remote_code
         self._tokenizer_source = tokenizer if tokenizer is not None else model
         self._tokenizer: PromptTokenizer | ModelError | None = None
+
+    @property
+    def decoder(self) -> str:
+        """ "fused" or "transformers": whose code runs the model's layers; the log says why."""
+        self._check_open()
+        return "transformers" if self._runner.decoder is None else "fused"
 
     @property
     def tokenizer(self) -> PromptTokenizer:

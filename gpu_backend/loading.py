@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,16 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .attention import ATTENTION_NAME
+from .checkpoint import read_checkpoint
+from .dtypes import resolve_dtype
 from .errors import ModelError
+from .placement import place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_IGNORED = re.compile(r"rotary_emb|(^|\.)mtp\.|\.attn\.(masked_)?bias$")
+"""Weights that a model runs well without: stored angles and masks, and heads for several tokens at once."""
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -34,37 +39,22 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if str(resolved) == "cuda" else resolved
 
 
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device, model: object = None) -> torch.dtype:
-    """`auto` is a model object's own; else float32 on the CPU and bfloat16 (float16 before Ampere) on CUDA."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        if isinstance(model, transformers.PreTrainedModel):
-            return model.dtype  # type: ignore[no-any-return]
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if dtype not in _DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}: use 'auto', {', '.join(map(repr, _DTYPES))} or a torch.dtype")
-    return _DTYPES[dtype]
-
-
 def load_model(
     model: str | os.PathLike[str] | PreTrainedModel,
     *,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: str | torch.dtype,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The model in evaluation mode on `device`, reading safetensors only; raises ModelError.
 
-    A model object is not changed: we take a copy of its modules and configuration. The copy shares its weights where
-    device and dtype agree.
+    `dtype` is as `dtypes.resolve_dtype` takes it; `auto` is a model object's own. A model object is not changed: we
+    take a copy of its modules and configuration, which shares its weights where device and dtype agree.
     """
     if isinstance(model, transformers.PreTrainedModel):
-        loaded = _adopt(model, device, dtype)
+        loaded = _adopt(model, device, model.dtype if dtype == "auto" else resolve_dtype(dtype, device, None))
     else:
-        loaded = _read(str(model), dtype, trust_remote_code).to(device)
+        loaded = _read(str(model), device, dtype, trust_remote_code)
     _check_forward(loaded)
     return loaded.eval()
 
@@ -95,14 +85,13 @@ def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     return ()
 
 
-def _read(name: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _read(name: str, device: torch.device, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     folder = Path(name).expanduser()
     is_folder = folder.is_dir()
     if not is_folder and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelError(f"no model folder at {name!r}: give a folder with config.json and *.safetensors, or a hub id")
-    if is_folder:
-        _check_folder(folder)
-    else:
+    checkpoint = read_checkpoint(folder) if is_folder else None
+    if checkpoint is None:
         _check_hub(name)
     source = str(folder) if is_folder else name
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -111,41 +100,39 @@ def _read(name: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedM
     except Exception as error:
         raise ModelError(f"cannot read the configuration of model {name!r}: {_first_line(error)}") from error
     _check_architecture(name, config)
+    own = (checkpoint.dtype if checkpoint is not None else None) or getattr(config, "dtype", None)
+    wanted = resolve_dtype(dtype, device, own)
     progress_bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()  # the caller shows progress of its own
     try:
+        # On the CPU, weights of the file's own type are mapped, not read. So weights for another device come to memory
+        # one at a time, in `place`.
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             output_loading_info=True,
             config=copy.deepcopy(config),
-            dtype=dtype,
+            dtype=wanted if device.type == "cpu" else own or wanted,
             use_safetensors=True,
             attn_implementation=ATTENTION_NAME,
             **options,
         )
+        place(model, device, wanted)
     except Exception as error:
+        if isinstance(error, KeyError) and ATTENTION_NAME in str(error):
+            raise ModelError(no_interface(", ".join(getattr(config, "architectures", None) or [name]))) from error
         raise ModelError(f"cannot load model {name!r}: {_first_line(error)}") from error
     finally:
         if progress_bars:
             transformers.utils.logging.enable_progress_bar()
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"model {name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: the files do"
-            " not belong to this configuration, or some are missing"
-        )
+    _check_weights(name, model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"]))
     return model
 
 
 def _adopt(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     _check_architecture(type(model).__name__, model.config)
-    fits = model.device == device and model.dtype == dtype
-    shared: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]} if fits else {}
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     adopted: PreTrainedModel = copy.deepcopy(model, shared)
-    if not fits:
-        for parameter in adopted.parameters():  # not the buffers: rotary frequencies stay in float32
-            parameter.data = parameter.data.to(dtype)
-        adopted.to(device)
+    place(adopted, device, dtype)
     try:
         adopted.set_attn_implementation(ATTENTION_NAME)
     except Exception as error:
@@ -153,13 +140,19 @@ def _adopt(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> 
     return adopted
 
 
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model folder {str(folder)!r} has no config.json")
-    if not any(folder.glob("*.safetensors")):
-        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.gguf") for path in folder.glob(pattern))
-        found = f"; it has {', '.join(others[:3])}, which the engine does not read" if others else ""
-        raise ModelError(f"model folder {str(folder)!r} has no *.safetensors file{found}")
+def _check_weights(name: str, model: PreTrainedModel, missing: list[str], unexpected: list[str]) -> None:
+    kind = type(model).__name__
+    if missing:
+        raise ModelError(
+            f"model {name!r} lacks {len(missing)} weights of {kind}, such as {missing[0]}: the files do not belong to"
+            " this configuration, or some are missing"
+        )
+    extra = [key for key in unexpected if key.endswith((".weight", ".bias")) and not _IGNORED.search(key)]
+    if extra:
+        raise ModelError(
+            f"model {name!r} has {len(extra)} weights that {kind} does not take, such as {extra[0]}: without them it"
+            " would answer differently; the files do not belong to this configuration"
+        )
 
 
 def _check_hub(name: str) -> None:
@@ -191,6 +184,14 @@ def _check_architecture(name: str, config: Any) -> None:
             f"model {name!r} ({what}) is not a decoder-only language model: the engine runs models of the kind"
             " LlamaForCausalLM"
         )
+
+
+def no_interface(kind: str) -> str:
+    """What to say of a model whose attention cannot be replaced."""
+    return (
+        f"{kind} brings attention of its own instead of calling transformers' attention interface, as some older"
+        " architectures and those with ALiBi do; the engine cannot run it"
+    )
 
 
 def _check_forward(model: PreTrainedModel) -> None:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attention import ShapeProbe
+from .attention import ShapeProbe, StepAttention
 from .batch import StepBatch
 from .decoder import FusedDecoder
 from .decoder_families import NotFusedError, check_family, fuse
 from .decoder_layer import ReadRows
 from .errors import ModelError
 from .kv_cache import KVCache
-from .loading import max_context
+from .loading import max_context, no_interface
 from .logit_rows import logit_rows
+from .memory import free_memory
 from .operators import Operators, TorchOperators
 from .parity import NUM_SLOTS, TOLERANCE, difference, sample_steps
-from .step_attention import StepAttention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,9 +48,9 @@ class ModelRunner:
         cascade: bool,
         kernels: bool = False,
         fused: bool = True,
-        copy: bool = True,
+        shared: bool = False,
     ) -> None:
-        """See `Engine` for the switches; `copy` is that of `linear.join`."""
+        """See `Engine` for the switches; `shared` says that somebody else holds the model's weights as well."""
         self.model = model
         self.device = device
         self.dtype = dtype
@@ -63,9 +63,9 @@ class ModelRunner:
         self._probed = self._probe()
         self.layer_shapes = [shape for _, shape in sorted(self._probed.shapes.items())]
         self.cache: KVCache | None = None
-        self._last_attention: StepAttention | None = None
         if fused:
-            self._fuse(copy)
+            size = sum(weight.nbytes for weight in model.parameters())
+            self._fuse(copy=not shared or size <= free_memory(device) // 4)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -111,10 +111,7 @@ class ModelRunner:
 
     def _attention(self, batch: StepBatch, cache: KVCache) -> StepAttention | KernelAttention:
         if not self.kernels:
-            self._last_attention = StepAttention(
-                batch, cache, cascade=self.cascade, device=self.device, previous=self._last_attention
-            )
-            return self._last_attention
+            return StepAttention(batch, cache, cascade=self.cascade, device=self.device)
         from .kernel_attention import KernelAttention  # loads triton
 
         return KernelAttention(batch, cache, cascade=self.cascade, device=self.device)
@@ -146,6 +143,8 @@ class ModelRunner:
         except Exception as error:
             raise ModelError(f"{name} does not run in the engine: {error}") from error
         num_layers = self.model.config.get_text_config().num_hidden_layers
+        if not probe.shapes:
+            raise ModelError(no_interface(name))
         if sorted(probe.shapes) != list(range(num_layers)):
             raise ModelError(
                 f"only {len(probe.shapes)} of the {num_layers} layers of {name} are plain attention layers; recurrent,"
@@ -154,7 +153,7 @@ class ModelRunner:
         return probe
 
     @torch.inference_mode()
-    def _fuse(self, copy: bool) -> None:
+    def _fuse(self, *, copy: bool) -> None:
         """Make the fused decoder, and keep it if its logits are those of the model's modules."""
         name = type(self.model).__name__
         try:

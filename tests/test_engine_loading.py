@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import transformers as T
 from engine_models import generate_one, tiny_model, tree_prompts
 from test_tokenizer import chatml
 
-from llmsql.gpu_backend import Engine, ModelError, Request
+from llmsql.gpu_backend import Engine, ModelError, Request, dtypes
+from llmsql.gpu_backend.placement import place
 
 SMALL: dict[str, Any] = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -91,7 +93,7 @@ def test_folders_that_are_no_models(folder: Path, tmp_path: Path) -> None:
         Engine(tmp_path)
     copy_of(folder, tmp_path, without="model.safetensors")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"has no \*\.safetensors file; it has pytorch_model\.bin"):
+    with pytest.raises(ModelError, match=r"has no model\.safetensors .*; it has pytorch_model\.bin, which"):
         Engine(tmp_path)
 
 
@@ -100,13 +102,63 @@ def test_a_truncated_file_and_a_missing_weight(folder: Path, tmp_path: Path) -> 
 
     weights = copy_of(folder, tmp_path) / "model.safetensors"
     whole = load_file(weights)
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="cannot load model"):
-        Engine(tmp_path)
+    content = weights.read_bytes()
+    for cut, message in [
+        (content[:-100], r"model\.safetensors' is cut off: \d+ bytes, but its header describes"),
+        (content[:30], r"model\.safetensors' is not a safetensors file, or is cut off within its header \(30 bytes\)"),
+        (b"", r"cut off within its header \(0 bytes\)"),
+        (content[:8] + b"x" + content[9:], r"model\.safetensors' is not a safetensors file: its header cannot be read"),
+        (content.replace(b'"F32"', b'"F99"'), "cannot load model"),
+    ]:
+        weights.write_bytes(cut)
+        with pytest.raises(ModelError, match=message):
+            Engine(tmp_path)
     del whole["model.layers.1.mlp.up_proj.weight"]
     save_file(whole, weights, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks 1 weights .* model\.layers\.1\.mlp\.up_proj\.weight"):
         Engine(tmp_path)
+
+
+def test_weights_that_the_configuration_does_not_know(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = copy_of(folder, tmp_path) / "model.safetensors"
+    whole = load_file(weights)
+    harmless = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "mtp.0.weight": torch.ones(4)}
+    save_file({**whole, **harmless}, weights, metadata={"format": "pt"})
+    with Engine(tmp_path) as engine, Engine(folder) as other:
+        assert answers(engine) == answers(other)
+    save_file({**whole, "model.layers.0.mlp.up_proj.bias": torch.ones(48)}, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"has 1 weights that LlamaForCausalLM does not take, such as .*up_proj\.bias"):
+        Engine(tmp_path)
+    save_file({**whole, "model.norm.weight": torch.ones(31)}, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="cannot load model"):
+        Engine(tmp_path)
+
+
+def test_several_files(folder: Path, tmp_path: Path) -> None:
+    model = T.AutoModelForCausalLM.from_pretrained(folder)
+    copy_of(folder, tmp_path, without="model.safetensors")
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    with Engine(tmp_path) as engine, Engine(folder) as other:
+        assert answers(engine) == answers(other)
+    content = shards[1].read_bytes()
+    shards[1].write_bytes(content[:-1])
+    with pytest.raises(ModelError, match=rf"{shards[1].name}' is cut off"):
+        Engine(tmp_path)
+    shards[1].unlink()
+    with pytest.raises(ModelError, match=rf"lacks 1 of the {len(shards)} files, such as {shards[1].name}, named in"):
+        Engine(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"index\.json' is not a list of weights"):
+        Engine(tmp_path)
+
+
+def answers(engine: Engine) -> list[tuple[int, ...]]:
+    done = engine.generate(Request(row, prompt, max_tokens=4) for row, prompt in enumerate(tree_prompts(6)))
+    return [answer.token_ids for answer in sorted(done, key=lambda answer: str(answer.id))]
 
 
 def test_a_config_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
@@ -126,13 +178,39 @@ def test_a_config_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
         (lambda: T.T5ForConditionalGeneration(T.T5Config(vocab_size=60, d_model=16, num_layers=1)), "encoder-decoder"),
         (lambda: T.MambaForCausalLM(T.MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1)), "position_ids"),
         (lambda: T.BloomForCausalLM(T.BloomConfig(vocab_size=60, hidden_size=16, n_layer=1, n_head=2)), "position_ids"),
+        (lambda: T.FalconForCausalLM(T.FalconConfig(**SMALL, alibi=True)), "FalconForCausalLM brings attention of its"),
+        (
+            lambda: T.GPTJForCausalLM(T.GPTJConfig(vocab_size=60, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)),
+            "GPTJForCausalLM brings attention",
+        ),
+        (lambda: T.Lfm2ForCausalLM(hybrid_config()), "only 1 of the 2 layers of Lfm2ForCausalLM"),
+        (lambda: T.LlavaForConditionalGeneration(vision_config()), "not a decoder-only language model"),
     ],
-    ids=["encoder", "encoder-decoder", "recurrent", "alibi"],
+    ids=["encoder", "encoder-decoder", "recurrent", "alibi", "alibi-2", "old", "hybrid", "vision"],
 )
 def test_architectures_that_cannot_be_run(make: Any, message: str, tmp_path: Path) -> None:
     make().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=message):
         Engine(tmp_path)
+
+
+def hybrid_config() -> Any:
+    return T.Lfm2Config(
+        **{**SMALL, "num_hidden_layers": 2}, intermediate_size=16, num_key_value_heads=2, full_attn_idxs=[1]
+    )
+
+
+def vision_config() -> Any:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return T.LlavaConfig(
+        text_config=T.LlamaConfig(**SMALL, intermediate_size=16),
+        vision_config=T.CLIPVisionConfig(**vision, image_size=28, patch_size=14),
+    )
+
+
+def test_a_model_object_of_an_architecture_that_cannot_be_run() -> None:
+    with pytest.raises(ModelError, match="GPTJForCausalLM brings attention of its own"):
+        Engine(T.GPTJForCausalLM(T.GPTJConfig(vocab_size=60, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)))
 
 
 def test_a_model_whose_attention_needs_more_than_we_do() -> None:
@@ -164,6 +242,80 @@ def test_rope_scaling_that_depends_on_the_batch_limits_the_context() -> None:
     )
     with Engine(T.LlamaForCausalLM(config)) as engine:
         assert engine.max_context == 64
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "native", "expected"),
+    [
+        (torch.bfloat16, True, torch.bfloat16),
+        (torch.bfloat16, False, torch.float32),
+        (torch.float16, True, torch.float32),
+        (torch.float32, True, torch.float32),
+    ],
+)
+def test_auto_is_the_checkpoints_type_where_the_processor_computes_in_it(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: torch.dtype,
+    native: bool,
+    expected: torch.dtype,
+) -> None:
+    monkeypatch.setattr(dtypes, "cpu_computes_bfloat16", lambda: native)
+    model = T.AutoModelForCausalLM.from_pretrained(folder).to(checkpoint)
+    model.save_pretrained(tmp_path)
+    with Engine(tmp_path) as engine:
+        assert engine.dtype == expected
+    with Engine(tmp_path, dtype="float32") as engine:
+        assert engine.dtype == torch.float32
+    if checkpoint != torch.float16:
+        with Engine(model) as engine:
+            assert engine.dtype == checkpoint, "a model object keeps its own"
+
+
+def test_what_the_processor_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capabilities, native in [
+        ({"avx512_f": True, "avx512_bf16": False}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+    ]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda now=capabilities: now, raising=False)
+        assert dtypes.cpu_computes_bfloat16() is native
+
+
+def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda", 0)
+    for ampere in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, now=ampere: now)
+        half = torch.bfloat16 if ampere else torch.float16
+        assert dtypes.resolve_dtype("auto", cuda, torch.bfloat16) == half
+        assert dtypes.resolve_dtype("auto", cuda, torch.float32) == half
+        assert dtypes.resolve_dtype("auto", cuda, torch.float16) == torch.float16
+    assert dtypes.resolve_dtype("float32", cuda, torch.bfloat16) == torch.float32
+    with pytest.raises(ModelError, match=r"not run in torch\.float64"):
+        dtypes.resolve_dtype(torch.float64, cuda, None)
+
+
+def test_weights_are_replaced_and_not_changed() -> None:
+    model = tiny_model("qwen2")  # tied
+    before = {name: weight.data_ptr() for name, weight in model.named_parameters()}
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    adopted = copy.deepcopy(model, shared)
+    place(adopted, torch.device("meta"), torch.bfloat16)
+    assert {(weight.device.type, weight.dtype) for weight in adopted.parameters()} == {("meta", torch.bfloat16)}
+    assert adopted.lm_head.weight is adopted.model.embed_tokens.weight
+    assert {buffer.dtype for buffer in adopted.buffers()} == {torch.float32}
+    assert before == {name: weight.data_ptr() for name, weight in model.named_parameters()}
+    assert model.dtype == torch.float32
+
+
+def test_weights_that_stay_in_float32() -> None:
+    model = copy.deepcopy(tiny_model())
+    model._keep_in_fp32_modules_strict = {"layers.1.mlp"}
+    place(model, torch.device("cpu"), torch.bfloat16)
+    assert {weight.dtype for weight in model.model.layers[1].mlp.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in model.model.layers[0].mlp.parameters()} == {torch.bfloat16}
 
 
 def test_bfloat16_runs(folder: Path) -> None:
