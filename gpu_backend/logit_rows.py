@@ -38,6 +38,7 @@ def logit_rows(batch: StepBatch) -> StepBatch:
         slots=batch.slots[index],
         logit_index=np.arange(len(index)),
         table=cut,
+        structure=-1,
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attention import ShapeProbe, StepAttention
+from .attention import ShapeProbe
 from .batch import StepBatch
 from .decoder import FusedDecoder
 from .decoder_families import NotFusedError, check_family, fuse
@@ -20,6 +20,7 @@ from .logit_rows import logit_rows
 from .memory import free_memory
 from .operators import Operators, TorchOperators
 from .parity import NUM_SLOTS, TOLERANCE, difference, sample_steps
+from .step_attention import StepAttention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,6 +64,7 @@ class ModelRunner:
         self._probed = self._probe()
         self.layer_shapes = [shape for _, shape in sorted(self._probed.shapes.items())]
         self.cache: KVCache | None = None
+        self._last_attention: StepAttention | None = None
         if fused:
             size = sum(weight.nbytes for weight in model.parameters())
             self._fuse(copy=not shared or size <= free_memory(device) // 4)
@@ -85,12 +87,12 @@ class ModelRunner:
         return self._run_decoder(self.decoder, batch, self.cache, self._min_skipped_tokens)
 
     def _run_modules(self, batch: StepBatch, cache: KVCache) -> torch.Tensor:
-        return self._call(*self._inputs(batch), self._index(batch), self._attention(batch, cache))
+        return self._call(*self._inputs(batch), self._index(batch), self._attention_of_step(batch, cache))
 
     def _run_decoder(
         self, decoder: FusedDecoder, batch: StepBatch, cache: KVCache, min_skipped_tokens: int
     ) -> torch.Tensor:
-        attention = self._attention(batch, cache)
+        attention = self._attention_of_step(batch, cache)
         num_logits, num_tokens = len(batch.logit_index), len(batch.token_ids)
         rows = None
         if num_logits < num_tokens:
@@ -109,9 +111,14 @@ class ModelRunner:
             torch.from_numpy(batch.positions).to(self.device, torch.int64),
         )
 
+    def _attention_of_step(self, batch: StepBatch, cache: KVCache) -> StepAttention | KernelAttention:
+        attention = self._attention(batch, cache)
+        self._last_attention = attention if isinstance(attention, StepAttention) else None
+        return attention
+
     def _attention(self, batch: StepBatch, cache: KVCache) -> StepAttention | KernelAttention:
         if not self.kernels:
-            return StepAttention(batch, cache, cascade=self.cascade, device=self.device)
+            return StepAttention(batch, cache, cascade=self.cascade, device=self.device, previous=self._last_attention)
         from .kernel_attention import KernelAttention  # loads triton
 
         return KernelAttention(batch, cache, cascade=self.cascade, device=self.device)
