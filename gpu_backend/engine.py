@@ -71,7 +71,7 @@ class Engine:
         prefix_cache: bool = True,
         exact_admission: bool = True,
         forced_tokens: bool = True,
-        overlap_masks: bool = True,
+        overlap_masks: bool | None = None,
         fused: bool = True,
         kernels: str = "auto",
     ) -> None:
@@ -102,7 +102,8 @@ class Engine:
             kernels: "auto" runs Triton's kernels on CUDA and torch elsewhere; "torch" runs torch everywhere, "triton"
                 Triton's kernels everywhere (on the CPU in Triton's interpreter, for tests).
             forced_tokens: False asks the model also for the tokens about which a grammar leaves no choice.
-            overlap_masks: False finds the tokens that grammars allow before the model runs, not beside it.
+            overlap_masks: whether the tokens that grammars allow are found beside the model instead of before it runs;
+                None does so on CUDA, where the host would wait.
 
         Raises:
             ModelError: the model cannot be loaded or its architecture is not supported.
@@ -160,7 +161,7 @@ class Engine:
             grammars=GrammarCompiler(lambda: self.tokenizer, self._runner.vocab_size, self.eos_token_ids),
             forced_tokens=forced_tokens,
         )
-        self._masks = MaskMaker(overlap=overlap_masks)
+        self._masks = MaskMaker(overlap=self.device.type == "cuda" if overlap_masks is None else overlap_masks)
         self._trust_remote_code = trust_remote_code
         self._tokenizer_source = tokenizer if tokenizer is not None else model
         self._tokenizer: PromptTokenizer | ModelError | None = None
@@ -238,6 +239,7 @@ class Engine:
         try:
             while True:
                 arrived = stream.read(self._window)  # outside the lock: the input may be another generate()
+                self._intake.prepare(arrived)
                 with self._lock:
                     self._check_open()
                     self._reap()

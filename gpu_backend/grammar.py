@@ -20,9 +20,10 @@ _NAMES = {"json_schema": "JSON schema", "regex": "regular expression", "choices"
 
 @dataclass(frozen=True)
 class Grammar:
-    """The texts that a request may answer with; a malformed one fails the request that uses it, not its constructor.
+    """The texts that a request may answer with.
 
-    Where only one continuation is possible, its tokens are those that the tokenizer gives for the text.
+    What is malformed fails the request that uses it; only a wrong type fails here, with TypeError. Where a text can go
+    on in one way only, its tokens are those that the tokenizer gives for it.
 
     Example: `Request(0, ids, grammar=Grammar.regex("[0-9]{4}-[0-9]{2}-[0-9]{2}"))`.
     """
@@ -32,6 +33,12 @@ class Grammar:
     """A regular expression, a Lark grammar, or JSON text: the schema or the list of choices."""
     whitespace: bool = False
     """Of a JSON schema: whether white space is free."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in _NAMES or not isinstance(self.source, str):
+            raise TypeError(
+                f"a grammar is one of {', '.join(_NAMES)} and a text, got {self.kind!r} and {self.source!r}"
+            )
 
     @classmethod
     def json_schema(cls, schema: dict[str, Any] | bool | str, *, whitespace: bool = False) -> Grammar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +34,13 @@ class Intake:
     grammars: GrammarCompiler
     forced_tokens: bool = True
     _plans: dict[tuple[bool, tuple[str | tuple[int, ...], ...]], ChoicePlan] = field(default_factory=dict)
+
+    def prepare(self, requests: Iterable[Request]) -> None:
+        """Compile the grammars of some requests, which may take a while and needs no lock of the engine's."""
+        for request in requests:
+            if isinstance(request, Request) and isinstance(request.grammar, Grammar):
+                with suppress(RequestError):
+                    self.grammars.matcher(request.grammar)
 
     def sequence(self, request: Request, stream: Stream) -> Sequence:
         """The request, ready for the scheduler; raises RequestError.

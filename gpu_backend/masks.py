@@ -85,12 +85,19 @@ class MaskMaker:
 def apply_masks(logits: torch.Tensor, masks: StepMasks, sequences: Rows[Sequence]) -> None:
     """Set the logits [sequences, vocab] of all tokens that are not allowed to -inf, in place."""
     words = masks.words[[masks.rows[sequence] for sequence in sequences]]
-    nothing = logits.new_tensor(-torch.inf)
-    if logits.device.type == "cpu":
-        hidden = np.unpackbits(~words.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
-        torch.where(torch.from_numpy(hidden.view(np.bool_)), nothing, logits, out=logits)
-        return
-    packed = torch.from_numpy(words).to(logits.device)
-    bits = packed[:, :, None] >> torch.arange(32, dtype=torch.int32, device=logits.device)
-    allowed = (bits & 1).view(len(words), -1)[:, : logits.shape[1]] != 0
-    torch.where(allowed, logits, nothing, out=logits)
+    on_cpu = logits.device.type == "cpu"
+    hidden = _hidden_on_cpu(words, logits.shape[1]) if on_cpu else _hidden(words, logits.shape[1], logits.device)
+    torch.where(hidden, logits.new_tensor(-torch.inf), logits, out=logits)
+
+
+def _hidden_on_cpu(words: Words, vocab_size: int) -> torch.Tensor:
+    """[rows, vocab] bool, True where the bit is 0."""
+    bits = np.unpackbits(~words.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
+    return torch.from_numpy(bits.view(np.bool_))
+
+
+def _hidden(words: Words, vocab_size: int, device: torch.device) -> torch.Tensor:
+    """The same on any device: only the packed words are sent there."""
+    packed = torch.from_numpy(words).to(device)
+    bits = packed[:, :, None] >> torch.arange(32, dtype=torch.int32, device=device)
+    return (bits & 1).view(len(words), -1)[:, :vocab_size] == 0

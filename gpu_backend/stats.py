@@ -13,7 +13,7 @@ class EngineStats:
     """Requests taken in, failed ones included."""
     failed_requests: int = 0
     prompt_tokens: int = 0
-    """Tokens of all prompts admitted."""
+    """Tokens of all prompts taken in, with those that a grammar forces at the very beginning of the output."""
     computed_tokens: int = 0
     """Prompt tokens that were run through the model; the rest was shared."""
     cached_tokens: int = 0

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_models import KINDS, speaking_model, wrapped
 
-from llmsql.gpu_backend import Completion, Engine, Grammar, PromptTokenizer, Request, RequestError
+from llmsql.gpu_backend import Completion, Engine, Grammar, PromptTokenizer, Request, RequestError, masks
 from llmsql.gpu_backend.grammar import GrammarCompiler
 from llmsql.gpu_backend.output import Output
 
@@ -179,10 +179,10 @@ def test_outputs_are_of_their_grammars() -> None:
 
 
 SWITCHES: dict[str, dict[str, Any]] = {
-    "forced tokens": {"overlap_masks": False},
-    "overlapped masks": {"forced_tokens": False},
-    "default": {},
-    "small steps": {"max_batch_tokens": 5, "block_size": 3},
+    "forced tokens": {},
+    "overlapped masks": {"forced_tokens": False, "overlap_masks": True},
+    "both": {"overlap_masks": True},
+    "small steps": {"max_batch_tokens": 5, "block_size": 3, "overlap_masks": True},
     "small pool": {"kv_memory": 256 * 330, "block_size": 2},
     "no sharing": {"prefix_sharing": False},
 }
@@ -314,6 +314,14 @@ def test_grammars_that_cannot_be_followed_fail_alone() -> None:
         assert engine.stats.failed_requests == 2 * len(BAD)
 
 
+def test_a_grammar_of_a_wrong_type_fails_at_once() -> None:
+    for make in (lambda: Grammar.regex(7), lambda: Grammar.lark(None), lambda: Grammar("bnf", "x")):  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="a grammar is one of json_schema, regex"):
+            make()
+    with pytest.raises(TypeError):
+        Grammar.json_schema({"enum": {1, 2}})
+
+
 def test_pieces_that_cannot_spell_the_text_are_an_error() -> None:
     with engine_for("unigram") as engine:
         prompt = engine.tokenizer.encode("Is it good?")
@@ -352,9 +360,16 @@ def test_outputs_of_one_grammar_do_not_touch_each_other() -> None:
     assert one.forced() != other.forced()
 
 
+def test_masks_are_unpacked_alike_on_every_device() -> None:
+    words = np.random.default_rng(0).integers(-(2**31), 2**31, (5, 4), np.int64).astype(np.int32)
+    expected = [[not (int(row[token // 32]) >> (token % 32)) & 1 for token in range(117)] for row in words]
+    assert masks._hidden_on_cpu(words, 117).tolist() == expected
+    assert masks._hidden(words, 117, torch.device("cpu")).tolist() == expected
+
+
 def test_no_thread_is_left_behind() -> None:
     before = set(threading.enumerate())
-    engine = engine_for()
+    engine = engine_for(overlap_masks=True)
     results = engine.generate(requests(engine))
     next(results)
     engine.close()
@@ -366,7 +381,7 @@ def test_no_thread_is_left_behind() -> None:
 def test_nan_and_a_failing_step_leave_the_masks_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     from llmsql.gpu_backend import EngineError
 
-    with engine_for() as engine:
+    with engine_for(overlap_masks=True) as engine:
         batch = requests(engine, 1)
 
         def fail(*_: object) -> None:
