@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .approximate_dependencies import dependency_errors
-from .cell_order import SharedUnits, shared_units, text_order
+from .cell_order import SharedUnits, shared_in_order, text_order
 from .cells import Cells
 from .dependencies import (
     Dependency,
@@ -23,7 +23,7 @@ from .dependencies import (
 )
 from .fixed import Fields, fixed_fields, given_fields
 from .ggr import ggr_fields
-from .grouping import Ints
+from .grouping import Indices
 from .ophr import ophr_fields
 from .tree import tree_fields
 
@@ -38,7 +38,7 @@ class Candidate:
 
     method: str
     fields: Fields  # [rows, columns]
-    sequences: Ints  # [rows, columns] ranks of the cells in prompt order, see `CellOrder`
+    rows: Indices  # [rows] in depth-first order
     shared: SharedUnits
 
 
@@ -79,13 +79,12 @@ def compare_methods(
     for name, known in wanted:
         started = time.perf_counter()
         fields = makers[name](known)
-        sequences = order.sequences(cells, fields)
         label = name if known is exact else name + APPROXIMATE
-        shared[label] = shared_units(sequences, order)
+        shared[label], rows = shared_in_order(order.sequences(cells, fields), order)
         seconds[label] = time.perf_counter() - started
         eligible = name != "none" or method == "none"
         if eligible and (best is None or shared[label].total > best.shared.total):
-            best = Candidate(label, fields, sequences, shared[label])
+            best = Candidate(label, fields, rows, shared[label])
     assert best is not None
     if "sort" in shared:  # an unbounded cache does not care in which order the rows come
         shared = {"none": shared["sort"], **shared}

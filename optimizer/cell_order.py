@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +12,11 @@ import pyarrow.compute as pc
 
 from .cells import Cells
 from .errors import OptimizerError
-from .grouping import Ints, first_of_group, group_keys
+from .grouping import AnyInts, Indices, Ints
 from .literals import TEXT, quote_name
 from .partial_prefixes import common_prefix_characters, common_prefix_tokens
 from .prefix_tree import prompt_sequences, walk
-from .sorted_texts import SortedTexts
+from .sorted_texts import RangeMinimum, SortedTexts
 
 TokenIds = Sequence[Sequence[npt.NDArray[np.integer]]]  # per column, for each distinct cell its tokens
 
@@ -26,16 +25,26 @@ TokenIds = Sequence[Sequence[npt.NDArray[np.integer]]]  # per column, for each d
 class CellOrder:
     """All distinct cells by rank; rank 0 is NULL, which has no text."""
 
-    ranks: Ints  # [ids] rank of each global cell id
+    ranks: Indices  # [ids] rank of each global cell id
     lengths: Ints  # [ranks] in units of the cells
-    shared: Callable[[Ints, Ints], Ints]  # ranks, other ranks -> units with which both cells begin, [pairs]
+    begins: RangeMinimum  # [ranks] what each cell begins with as the one before it does, in characters or tokens
+    characters: Ints | None = None  # [ranks] where `begins` are characters and the lengths are not
 
-    def sequences(self, cells: Cells, fields: npt.NDArray[np.integer]) -> Ints:
+    def sequences(self, cells: Cells, fields: AnyInts) -> Indices:
         """Ranks of the cells in prompt order, [rows, columns], else like `prompt_sequences`."""
         sequences = prompt_sequences(cells, fields)
         for place in range(sequences.shape[1]):
             sequences[:, place] = self.ranks[sequences[:, place]]
         return sequences
+
+    def shared(self, left: AnyInts, right: AnyInts) -> AnyInts:
+        """Units with which both of two cells begin, [pairs]; the ranks on the right are the higher ones."""
+        common = self.begins.between(left + 1, right + 1)
+        if self.characters is None:
+            return common
+        in_units = [common * self.lengths[ranks] // self.characters[ranks] for ranks in (left, right)]
+        estimate: AnyInts = np.maximum(np.minimum(*in_units) - 1, 0)
+        return estimate
 
 
 @dataclass(frozen=True)
@@ -51,21 +60,22 @@ class SharedUnits:
         return self.whole + self.partial
 
 
-def shared_units(sequences: Ints, order: CellOrder) -> SharedUnits:
+def shared_units(sequences: AnyInts, order: CellOrder) -> SharedUnits:
     """What rows share as prefixes; `sequences` [rows, cells] are those of `CellOrder.sequences`."""
-    whole, size = 0, len(order.lengths)
-    pairs = [np.zeros(0, dtype=np.int64)]
+    return shared_in_order(sequences, order)[0]
+
+
+def shared_in_order(sequences: AnyInts, order: CellOrder) -> tuple[SharedUnits, Indices]:
+    """What rows share as prefixes, and the depth-first order of the rows, [rows]."""
+    whole = partial = 0
+    rows = np.arange(len(sequences), dtype=np.int32)
     for level in walk(sequences):
-        ranks = sequences[level.rows, level.depth]
-        whole += int(order.lengths[ranks[~level.starts]].sum())
-        firsts, parents = ranks[level.starts], level.parents[level.starts]
+        rows[level.positions] = level.rows
+        whole += int(order.lengths[level.cells[~level.starts]].sum())
+        firsts, parents = level.cells[level.starts], level.parents[level.starts]
         siblings = np.flatnonzero((parents[1:] == parents[:-1]) & (firsts[:-1] > 0))
-        pairs.append(firsts[siblings] * size + firsts[siblings + 1])
-    keys = np.concatenate(pairs)
-    groups = group_keys(keys)
-    distinct = keys[first_of_group(groups)]
-    lengths = order.shared(distinct // size, distinct % size)
-    return SharedUnits(whole, int(lengths @ np.bincount(groups, minlength=len(lengths))))
+        partial += int(order.shared(firsts[siblings], firsts[siblings + 1]).sum(dtype=np.int64))
+    return SharedUnits(whole, partial), rows
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def text_order(cells: Cells) -> CellOrder:
         return order
     lengths = np.empty_like(cells.id_lengths)
     lengths[order.ranks] = cells.id_lengths
-    return replace(order, lengths=lengths, shared=partial(_estimated_units, order.shared, order.lengths, lengths))
+    return replace(order, lengths=lengths, characters=order.lengths)
 
 
 def cells_of_name(cells: Cells, name: str) -> TextGroup:
@@ -106,37 +116,20 @@ def order_groups(groups: Sequence[TextGroup]) -> CellOrder:
     Groups that stand beside each other in a node of the tree must be given sorted by head, and no head may be the
     begin of another's; together they hold every id from 1 on once.
     """
-    firsts = 1 + np.cumsum([0, *[len(group.ids) for group in groups]])
-    ranks, lengths = np.zeros(int(firsts[-1]), dtype=np.int64), np.zeros(int(firsts[-1]), dtype=np.int64)
-    for group, first in zip(groups, firsts):
+    groups = [group for group in groups if len(group.ids)]
+    count = 1 + sum(len(group.ids) for group in groups)
+    ranks, lengths, begins = np.zeros(count, np.int32), np.zeros(count, np.int64), np.zeros(count, np.int32)
+    heads, places = pa.array([group.texts.head for group in groups], TEXT), np.arange(len(groups))
+    first = 1
+    for group, head_shared in zip(groups, [0, *common_prefix_characters(heads, places[:-1], places[1:]).tolist()]):
         order = group.texts.order
-        ranks[group.ids[order]] = first + np.arange(len(order))
-        characters = pc.utf8_length(group.texts.texts).to_numpy(zero_copy_only=False)
-        lengths[first : first + len(order)] = characters[order]
-    return CellOrder(ranks, lengths, partial(_shared_characters, [group.texts for group in groups], firsts))
-
-
-def _shared_characters(groups: Sequence[SortedTexts], firsts: Ints, left: Ints, right: Ints) -> Ints:
-    characters = np.zeros(len(left), dtype=np.int64)
-    left_group, right_group = (np.searchsorted(firsts, ranks, side="right") - 1 for ranks in (left, right))
-    for number in np.unique(left_group[left_group == right_group]).tolist():
-        group = groups[number]
-        here = np.flatnonzero((left_group == number) & (right_group == number))
-        first, second = (group.order[ranks[here] - firsts[number]] for ranks in (left, right))
-        characters[here] = common_prefix_characters(group.texts, first, second, known=group.head)
-    apart = np.flatnonzero(left_group != right_group)
-    heads = pa.array([group.head for group in groups], TEXT)
-    characters[apart] = common_prefix_characters(heads, left_group[apart], right_group[apart])
-    return characters
-
-
-def _estimated_units(
-    shared: Callable[[Ints, Ints], Ints], characters: Ints, units: Ints, left: Ints, right: Ints
-) -> Ints:
-    common = shared(left, right)
-    in_units = [common * units[ranks] // characters[ranks] for ranks in (left, right)]
-    estimate: Ints = np.maximum(np.minimum(*in_units) - 1, 0)
-    return estimate
+        end = first + len(order)
+        ranks[group.ids[order]] = np.arange(first, end, dtype=np.int32)
+        lengths[first:end] = pc.utf8_length(group.texts.texts).to_numpy(zero_copy_only=False)[order]
+        begins[first:end] = group.texts.shared
+        begins[first] = head_shared
+        first = end
+    return CellOrder(ranks, lengths, RangeMinimum(begins))
 
 
 def token_order(cells: Cells, token_ids: TokenIds) -> CellOrder:
@@ -165,8 +158,7 @@ def token_order(cells: Cells, token_ids: TokenIds) -> CellOrder:
     ranks = np.concatenate([[0], rank[encoded.indices.to_numpy()]])
     example = np.zeros(len(order) + 1, dtype=np.int64)  # by rank, a cell that has these tokens
     example[ranks[1:]] = np.arange(len(runs))
-
-    def shared(left: Ints, right: Ints) -> Ints:
-        return common_prefix_tokens(tokens, offsets, example[left], example[right])
-
-    return CellOrder(ranks, np.append(lengths, 0)[example] * (np.arange(len(example)) > 0), shared)
+    begins = np.zeros(len(example), dtype=np.int32)
+    begins[2:] = common_prefix_tokens(tokens, offsets, example[1:-1], example[2:])
+    in_order = np.append(lengths, 0)[example] * (np.arange(len(example)) > 0)
+    return CellOrder(ranks.astype(np.int32), in_order, RangeMinimum(begins))

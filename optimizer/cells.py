@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .column_encoding import encode_column
 from .errors import OptimizerError
 from .literals import TEXT, quote_name
-from .rendering import render_values
 from .sorted_texts import SortedTexts
 
 Codes = npt.NDArray[np.int32]
@@ -49,10 +49,21 @@ class Cells:
         """First global cell id of each column, int64 [columns + 1]; global id 0 is NULL."""
         return np.concatenate([[1], 1 + np.cumsum([len(texts) for texts in self.texts])]).astype(np.int64)
 
-    @cached_property
-    def ids(self) -> npt.NDArray[np.int64]:
-        """Global cell ids [rows, columns]: column offset + code, 0 for NULL."""
-        return np.where(self.codes < 0, 0, self.codes + self.offsets[:-1])
+    @property
+    def ids(self) -> npt.NDArray[np.int32]:
+        """Global cell ids [rows, columns]: column offset + code, 0 for NULL. Made anew each time, as it is large."""
+        ids = self.codes + self.offsets[:-1].astype(np.int32)
+        ids[self.codes < 0] = 0
+        return ids
+
+    @property
+    def total_length(self) -> int:
+        """Length of all cells of all rows together."""
+        total = 0
+        for column, lengths in enumerate(self.lengths):
+            counts = np.bincount(self.codes[:, column] + 1, minlength=len(lengths) + 1)
+            total += int(counts[1:] @ lengths)
+        return total
 
     @cached_property
     def id_lengths(self) -> Lengths:
@@ -86,7 +97,12 @@ class Cells:
 
     def select_rows(self, rows: npt.NDArray[np.integer]) -> Cells:
         """The cells of some rows; the distinct texts stay as they are, so codes keep their meaning."""
-        return replace(self, codes=self.codes[rows])
+        if len(rows) == self.num_rows and np.array_equal(rows, np.arange(self.num_rows)):
+            return self
+        codes = np.empty((len(rows), self.num_columns), dtype=np.int32, order="F")
+        for column in range(self.num_columns):
+            np.take(self.codes[:, column], rows, out=codes[:, column])
+        return replace(self, codes=codes)
 
 
 def encode(table: pa.Table) -> Cells:
@@ -100,7 +116,7 @@ def encode(table: pa.Table) -> Cells:
     all_texts, all_lengths = [], []
     for position, name in enumerate(table.column_names):
         try:
-            codes[:, position], values = _encode_values(_one_array(table.column(position)))
+            values = encode_column(table.column(position), codes[:, position])
         except OptimizerError as error:
             raise OptimizerError(f"column {name!r}: {error}") from None
         head = pa.scalar(quote_name(name) + ": ", TEXT)
@@ -119,55 +135,3 @@ def as_cells(table: pa.Table | Cells) -> Cells:
     raise OptimizerError(
         f"expected a pyarrow Table or Cells, got {type(table).__name__}; convert with pyarrow.table(...)"
     )
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.unify_dictionaries()
-    if pa.types.is_string(column.type):
-        column = pc.cast(column, TEXT)  # chunks together may hold more than 2 GiB
-    array = column.combine_chunks()
-    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
-
-
-def _encode_values(values: pa.Array) -> tuple[Codes, pa.Array]:
-    """Codes of the values and the rendered text of each distinct one."""
-    kind = values.type
-    if pa.types.is_null(kind):
-        return np.full(len(values), -1, dtype=np.int32), pa.array([], TEXT)
-    if pa.types.is_string_view(kind):
-        values = pc.cast(values, TEXT)
-    if pa.types.is_dictionary(kind):
-        inner_codes, texts = _encode_values(values.dictionary)
-        codes = _indices(values.indices)
-        codes = np.where(codes < 0, -1, inner_codes[codes]) if len(inner_codes) else codes
-        return _without_unused(codes, texts)
-    if _is_nested(kind):
-        encoded = render_values(values).dictionary_encode()
-        return _indices(encoded.indices), encoded.dictionary
-    encoded = values.dictionary_encode()
-    texts = render_values(encoded.dictionary)
-    codes = _indices(encoded.indices)
-    if pa.types.is_floating(kind):  # 0.0 and -0.0, or two NaNs, are one cell
-        again = texts.dictionary_encode()
-        codes = np.where(codes < 0, -1, _indices(again.indices)[codes]) if len(texts) else codes
-        texts = again.dictionary
-    return codes, texts
-
-
-def _is_nested(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_nested(kind) or pa.types.is_run_end_encoded(kind) or isinstance(kind, pa.BaseExtensionType))
-
-
-def _indices(indices: pa.Array) -> Codes:
-    codes: Codes = pc.cast(indices, pa.int32()).fill_null(-1).to_numpy(zero_copy_only=False)
-    return codes
-
-
-def _without_unused(codes: Codes, texts: pa.Array) -> tuple[Codes, pa.Array]:
-    used = np.flatnonzero(np.bincount(codes[codes >= 0], minlength=len(texts)))
-    if len(used) == len(texts):
-        return codes, texts
-    renumbered = np.full(len(texts) + 1, -1, dtype=np.int32)  # the last entry answers code -1
-    renumbered[used] = np.arange(len(used), dtype=np.int32)
-    return renumbered[codes], texts.take(pa.array(used))

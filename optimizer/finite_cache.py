@@ -9,7 +9,7 @@ import numpy as np
 
 from .cells import Cells
 from .errors import OptimizerError
-from .grouping import Ints
+from .grouping import AnyInts, Ints
 from .ordering import Ordering
 from .prefix_tree import prompt_sequences, walk
 
@@ -54,7 +54,7 @@ def row_lengths(cells: Cells) -> Ints:
     return total
 
 
-def simulate(sequences: Ints, lengths: Ints, capacity: int) -> FiniteCacheHits:
+def simulate(sequences: AnyInts, lengths: Ints, capacity: int) -> FiniteCacheHits:
     """The same for prompts given as cell ids in order, [rows, cells] with 0 for none, and the length of each id."""
     units = np.zeros(len(sequences), dtype=np.int64)
     for place in range(sequences.shape[1]):
@@ -68,7 +68,7 @@ def simulate(sequences: Ints, lengths: Ints, capacity: int) -> FiniteCacheHits:
     return FiniteCacheHits(int(units.sum()), hits, too_long)
 
 
-def _shared_with_row_before(sequences: Ints, lengths: Ints) -> int:
+def _shared_with_row_before(sequences: AnyInts, lengths: Ints) -> int:
     equal = np.ones(max(len(sequences) - 1, 0), dtype=bool)
     total = 0
     for place in range(sequences.shape[1]):
@@ -77,11 +77,11 @@ def _shared_with_row_before(sequences: Ints, lengths: Ints) -> int:
     return total
 
 
-def _shared_with_any_row(sequences: Ints, lengths: Ints) -> int:
+def _shared_with_any_row(sequences: AnyInts, lengths: Ints) -> int:
     return sum(int(lengths[sequences[level.rows[~level.starts], level.depth]].sum()) for level in walk(sequences))
 
 
-def _least_recently_used(sequences: Ints, lengths: Ints, units: Ints, capacity: int) -> int:
+def _least_recently_used(sequences: AnyInts, lengths: Ints, units: Ints, capacity: int) -> int:
     nodes = _shared_nodes(sequences)
     cache: OrderedDict[int, int] = OrderedDict()  # length of each node, the least recently used first
     used = hits = 0
@@ -101,7 +101,7 @@ def _least_recently_used(sequences: Ints, lengths: Ints, units: Ints, capacity: 
     return hits
 
 
-def _shared_nodes(sequences: Ints) -> Ints:
+def _shared_nodes(sequences: AnyInts) -> Ints:
     """For each row and depth the number of its node, 0 beyond what it shares with other rows; like `sequences`."""
     nodes = np.zeros(sequences.shape, dtype=np.int64)
     num_nodes = 0

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from .cells import Cells
 from .dependencies import find_dependencies
-from .fixed import Fields, columns_by_score
-from .grouping import Ints
+from .fixed import Fields, columns_by_score, same_fields
+from .grouping import Indices, Ints
 from .statistics import column_statistics
 
 ROW_DEPTH = 4
@@ -30,7 +30,7 @@ def ggr_fields(
     early_stop: int = EARLY_STOP,
     distinct_share: float = DISTINCT_SHARE,
 ) -> Fields:
-    """For each row its columns in prompt order, int32 [rows, columns].
+    """For each row its columns in prompt order, [rows, columns].
 
     The value with the largest hit count, length squared times further rows, splits the rows; what its column and
     others determine each way (`dependencies` bool [columns, columns], found when None) follows it at once. Beyond the
@@ -41,15 +41,14 @@ def ggr_fields(
     partners = determines & determines.T & ~np.eye(cells.num_columns, dtype=bool)
     distinct = np.array([column.num_distinct for column in column_statistics(cells)], dtype=np.int64)
     repeats = distinct <= distinct_share * cells.num_rows
-    fields = np.tile(np.argsort(~repeats, kind="stable").astype(np.int32), (cells.num_rows, 1))
-    squares = [lengths.astype(np.float64) ** 2 for lengths in cells.lengths]
-    work = [(np.arange(cells.num_rows), np.flatnonzero(repeats), 0, 0)]
+    fields = same_fields(np.argsort(~repeats, kind="stable"), cells.num_rows).copy()
+    work = [(np.arange(cells.num_rows, dtype=np.int32), np.flatnonzero(repeats), 0, 0)]
     while work:
         rows, columns, row_level, column_level = work.pop()
         placed = int(repeats.sum()) - len(columns)
         best = None
         if len(rows) > 1 and len(columns) > 1 and row_level < row_depth and column_level < column_depth:
-            best = _best_value(cells, squares, partners, rows, columns)
+            best = _best_value(cells, partners, rows, columns)
         if best is None or best[0] < early_stop:
             fields[rows, placed : placed + len(columns)] = columns_by_score(cells, rows, columns)
             continue
@@ -63,24 +62,22 @@ def ggr_fields(
 
 
 def _best_value(
-    cells: Cells, squares: list[npt.NDArray[np.float64]], partners: npt.NDArray[np.bool_], rows: Ints, columns: Ints
+    cells: Cells, partners: npt.NDArray[np.bool_], rows: Indices, columns: Ints
 ) -> tuple[float, int, int] | None:
     """Hit count, column and code of the value worth most among the rows; None when no cell is filled."""
     best = None
     for column in columns.tolist():
-        codes = cells.codes[rows, column]
-        filled = codes >= 0
-        counts = np.bincount(codes[filled], minlength=len(squares[column]))
-        if not len(counts):
-            continue
-        worth = squares[column].copy()
+        codes = cells.codes[rows, column] + 1  # 0 is NULL
+        worth = np.append(0.0, cells.lengths[column].astype(np.float64) ** 2)
+        counts = np.bincount(codes, minlength=len(worth))
         for partner in columns[partners[column, columns]].tolist():
-            partner_codes = cells.codes[rows, partner]
-            squared = np.where(partner_codes >= 0, squares[partner][partner_codes], 0) if len(squares[partner]) else 0
-            sums = np.bincount(codes[filled], np.broadcast_to(squared, len(rows))[filled], len(counts))
+            squares = np.append(0.0, cells.lengths[partner].astype(np.float64) ** 2)
+            sums = np.bincount(codes, squares[cells.codes[rows, partner] + 1], len(worth))
             worth += sums / np.maximum(counts, 1)
         hits = worth * np.maximum(counts - 1, 0)
-        code = int(hits.argmax())
-        if best is None or hits[code] > best[0]:
-            best = (float(hits[code]), column, code)
+        if len(hits) == 1:
+            continue
+        code = int(hits[1:].argmax())
+        if best is None or hits[code + 1] > best[0]:
+            best = (float(hits[code + 1]), column, code)
     return best

@@ -53,21 +53,6 @@ def group_keys(keys: AnyInts, size: int = MAX_KEY) -> Ints:
     return ids
 
 
-def group_rows(codes: AnyInts) -> Ints:
-    """Ids of the distinct rows of a code matrix [rows, columns] (codes from -1) in order of first occurrence."""
-    rows, columns = codes.shape
-    ids = np.zeros(rows, dtype=np.int64)
-    size = 1  # ids are below it
-    for column in range(columns if rows else 0):
-        values = int(codes[:, column].max()) + 2
-        if size > MAX_KEY // values:
-            ids = group_keys(ids, size)
-            size = int(ids.max()) + 1
-        ids = ids * values + codes[:, column] + 1
-        size *= values
-    return group_keys(ids, size)
-
-
 def first_of_group(ids: Ints) -> Ints:
     """The first position of each dense id; `ids` are numbered in order of first occurrence."""
     if len(ids) == 0:

@@ -8,7 +8,6 @@ from .cells import Cells
 from .clusters import Clusters, children_parents
 from .grouping import Indices, Ints, stable_order
 from .numbering import Numbering
-from .sorted_texts import RangeMinimum
 
 
 def head_columns(cells: Cells, numbering: Numbering, clusters: Clusters, common: Indices) -> Ints:
@@ -28,16 +27,13 @@ def head_columns(cells: Cells, numbering: Numbering, clusters: Clusters, common:
         if len(children) < 2:
             continue
         texts = cells.sorted_texts(column)
-        ranks = texts.ranks[numbering.codes[first + 1 : end]]
-        by_rank = stable_order(ranks, len(texts.ranks))
-        place = np.empty(len(ranks), dtype=np.int64)
-        place[by_rank] = np.arange(len(ranks))
-        keys = parents[children] * np.int64(len(ranks)) + place[ids[children] - first - 1]
-        keys = keys[stable_order(keys, clusters.num_clusters * len(ranks))]
-        homes, places = np.divmod(keys, len(ranks))
+        num_texts = len(texts.ranks)
+        ranks = texts.ranks[numbering.codes[first:end]]
+        keys = parents[children] * np.int64(num_texts) + ranks[ids[children] - first]
+        keys = keys[stable_order(keys, clusters.num_clusters * num_texts)]
+        homes, places = np.divmod(keys, num_texts)
         pairs = np.flatnonzero((homes[1:] == homes[:-1]) & (places[1:] > places[:-1]))
-        minima = RangeMinimum(texts.shared_among(ranks[by_rank]))
-        lengths = minima.between(places[pairs] + 1, places[pairs + 1] + 1)
+        lengths = texts.begins.between(places[pairs] + 1, places[pairs + 1] + 1)
         gain = np.bincount(homes[pairs], lengths, len(best))
         best[gain > best_gain] = column
         np.maximum(best_gain, gain, out=best_gain)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from .cell_order import CellOrder, TextGroup, cells_of_name, order_groups
 from .cells import Cells
-from .grouping import Ints
+from .grouping import AnyInts, Ints
 from .literals import TEXT, join, quote_name, text
 from .sorted_texts import SortedTexts
 from .unordered import ItemLists
@@ -30,7 +30,7 @@ class Pieces:
 
     cells: Cells
     order: CellOrder  # of the pieces
-    cell_ranks: Ints  # [global cell ids] for the columns that are not lists
+    cell_ranks: AnyInts  # [global cell ids] for the columns that are not lists
     list_ranks: Mapping[int, _ListRanks]  # by column
 
     def sequences(self, fields: Ints, item_ids: Mapping[int, Ints]) -> tuple[Ints, Ints]:
@@ -53,7 +53,7 @@ class Pieces:
             sequences[rows, starts[rows, column] + places] = block[rows, places]
         return sequences, in_order
 
-    def _block(self, column: int, item_ids: Ints | None) -> Ints:
+    def _block(self, column: int, item_ids: Ints | None) -> AnyInts:
         """The pieces of one column, [rows, most pieces]."""
         codes = self.cells.codes[:, column]
         if item_ids is None:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from .cell_order import CellOrder, SharedUnits, TokenIds, shared_units, text_order, token_order
 from .cells import Cells
 from .errors import OptimizerError
+from .grouping import AnyInts
 from .ordering import Ordering
 from .prefix_tree import prompt_sequences, walk
 
@@ -92,7 +93,7 @@ def prefix_hits(
     )
 
 
-def hit_cells(sequences: npt.NDArray[np.int64], num_ids: int) -> npt.NDArray[np.int64]:
+def hit_cells(sequences: AnyInts, num_ids: int) -> npt.NDArray[np.int64]:
     """How often each global cell id is found as part of an earlier prompt's prefix, int64 [num_ids]."""
     hits = np.zeros(num_ids, dtype=np.int64)
     for level in walk(sequences):

@@ -18,12 +18,11 @@ from .deduplication import Deduplication, deduplicate
 from .dependencies import Given
 from .errors import OptimizerError
 from .fixed import Fields
+from .grouping import Indices, Ints, stable_order
 from .ordering import Ordering, OrderingStats
-from .prefix_tree import depth_first
 from .reorder_lists import reorder_lists
 
 METHODS = ("auto", "none", "sort", "fixed", "ggr", "ophr", "tree")
-Ints = npt.NDArray[np.int64]
 
 
 def reorder(
@@ -77,9 +76,9 @@ def _reorder(
     distinct = cells.select_rows(duplicates.first)
     found = compare_methods(distinct, method, dependencies=dependencies, tolerance=tolerance, seed=seed)
     best = found.best
-    rows, fields = _all_rows(duplicates, best.fields, None if method == "none" else depth_first(best.sequences))
-    units = int(cells.id_lengths[cells.ids].sum())
-    repeated = units - int(cells.id_lengths[distinct.ids].sum())  # later copies of a row are hits from end to end
+    rows, fields = _all_rows(duplicates, best.fields, None if method == "none" else best.rows)
+    units = cells.total_length
+    repeated = units - distinct.total_length  # later copies of a row are hits from end to end
     stats = OrderingStats(
         method=method,
         chosen=best.method,
@@ -98,12 +97,14 @@ def _reorder(
     return Ordering(rows, fields, stats)
 
 
-def _all_rows(duplicates: Deduplication, fields: Fields, order: Ints | None) -> tuple[Ints, Fields]:
+def _all_rows(duplicates: Deduplication, fields: Fields, order: Indices | None) -> tuple[Ints, npt.NDArray[np.int32]]:
     """Rows and fields of all shown rows, from fields of the distinct rows and their order (None: as in the table)."""
     inverse = duplicates.inverse
     if order is None:
-        return np.arange(len(inverse)), fields[inverse]
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    rows = np.argsort(place[inverse], kind="stable")
-    return rows, fields[inverse[rows]]
+        return np.arange(len(inverse)), fields[inverse].astype(np.int32)
+    if len(order) == len(inverse):
+        return order.astype(np.int64), fields[order].astype(np.int32)
+    place = np.empty(len(order), dtype=np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    rows = stable_order(place[inverse], len(order))
+    return rows, fields[inverse[rows]].astype(np.int32)

@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from .grouping import AnyInts, Indices
 from .partial_prefixes import common_prefix_characters
 
+BLOCK = 16
+
 
 @dataclass(frozen=True)
 class SortedTexts:
@@ -41,30 +43,52 @@ class SortedTexts:
         shared[1:] = common_prefix_characters(self.texts, order[:-1], order[1:], self.head)
         return shared
 
-    def shared_among(self, ranks: AnyInts) -> Indices:
-        """Characters that each of some ascending ranks shares with the one before it, [ranks]; 0 for the first."""
-        if len(ranks) in (0, len(self.shared)):
-            return self.shared[: len(ranks)]
-        # the minimum over the ranks after the one before, up to the own one
-        shared: Indices = np.minimum.reduceat(self.shared[: int(ranks[-1]) + 1], np.append(0, ranks[:-1] + 1))
-        shared[0] = 0
-        return shared
+    @cached_property
+    def begins(self) -> RangeMinimum:
+        """What any two texts begin with: the minimum of `shared` behind the lower rank, up to the higher."""
+        return RangeMinimum(self.shared)
 
 
 class RangeMinimum:
-    """Minimum over any range of an array, from minima over ranges of powers of two."""
+    """Minimum over any range of an array, from minima within and over blocks of it."""
 
     def __init__(self, values: Indices):
-        self._levels = [values]
-        while 2 ** len(self._levels) <= len(values):
+        self.values = values
+        padded = np.append(values, np.full(-len(values) % BLOCK, np.iinfo(np.int32).max, dtype=np.int32))
+        blocks = padded.reshape(-1, BLOCK)
+        self._from_begin = np.minimum.accumulate(blocks, axis=1).ravel()  # of the block, up to each place
+        self._to_end = np.ascontiguousarray(np.minimum.accumulate(blocks[:, ::-1], axis=1)[:, ::-1]).ravel()
+        self._levels = [self._to_end[::BLOCK]]  # minima of 1, 2, 4, ... blocks
+        while 2 ** len(self._levels) <= len(blocks):
             half = 2 ** (len(self._levels) - 1)
             self._levels.append(np.minimum(self._levels[-1][:-half], self._levels[-1][half:]))
 
     def between(self, starts: AnyInts, ends: AnyInts) -> Indices:
         """Minimum of values[start:end] for each pair of places, of which no range is empty."""
-        minima = np.zeros(len(starts), dtype=np.int32)
-        power = np.frexp((ends - starts).astype(np.float64))[1] - 1  # floor of the logarithm
-        for level, values in enumerate(self._levels):
-            at = np.flatnonzero(power == level)
-            minima[at] = np.minimum(values[starts[at]], values[ends[at] - 2**level])
+        lasts = ends - 1
+        minima = self.values[starts]
+        longer = np.flatnonzero(lasts > starts)
+        starts, lasts = starts[longer], lasts[longer]
+        blocks = lasts // BLOCK - starts // BLOCK
+        found = np.minimum(self._to_end[starts], self._from_begin[lasts])
+        inside = np.flatnonzero(blocks == 0)  # there both would look at places outside of the range
+        if len(inside):
+            found[inside] = self._within_block(starts[inside], lasts[inside])
+        between = np.flatnonzero(blocks > 1)
+        if len(between):
+            first = starts[between] // BLOCK + 1
+            span = blocks[between] - 1
+            power = np.frexp(span.astype(np.float64))[1] - 1  # floor of the logarithm
+            for level in range(int(power.max()) + 1):
+                at = np.flatnonzero(power == level)
+                values, left = self._levels[level], first[at]
+                least = np.minimum(values[left], values[left + span[at] - 2**level])
+                found[between[at]] = np.minimum(found[between[at]], least)
+        minima[longer] = found
+        return minima
+
+    def _within_block(self, starts: AnyInts, lasts: AnyInts) -> Indices:
+        minima = self.values[lasts]
+        for step in range(int((lasts - starts).max())):
+            np.minimum(minima, self.values[np.minimum(starts + step, lasts)], out=minima)
         return minima

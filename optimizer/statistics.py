@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from .cells import Cells
-from .grouping import Ints
+from .grouping import AnyInts, Indices, Ints
 
 
 @dataclass(frozen=True)
@@ -28,22 +27,25 @@ class ColumnStatistics:
         return self.mean_length**2 * (self.num_filled / self.num_distinct - 1) if self.num_distinct else 0.0
 
 
-def column_statistics(cells: Cells, rows: Ints | None = None, columns: Ints | None = None) -> list[ColumnStatistics]:
+def column_statistics(
+    cells: Cells, rows: AnyInts | None = None, columns: AnyInts | None = None
+) -> list[ColumnStatistics]:
     """Statistics of the columns (all, or those given) over the rows (all, or those given), in column order."""
-    codes = cells.codes if rows is None else cells.codes[rows]
     chosen = range(cells.num_columns) if columns is None else columns.tolist()
-    return [_one_column(cells.names[column], codes[:, column], cells.lengths[column]) for column in chosen]
+    every = slice(None) if rows is None else rows
+    return [_one_column(cells.names[column], cells.codes[every, column], cells.lengths[column]) for column in chosen]
 
 
-def _one_column(name: str, codes: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> ColumnStatistics:
-    filled = codes[codes >= 0]
-    counts = np.bincount(filled, minlength=len(lengths))
+def _one_column(name: str, codes: Indices, lengths: Ints) -> ColumnStatistics:
+    all_counts = np.bincount(codes + 1, minlength=len(lengths) + 1)
+    nulls, counts = int(all_counts[0]), all_counts[1:]
     units = int(counts @ lengths)
+    filled = len(codes) - nulls
     return ColumnStatistics(
         name=name,
-        num_filled=len(filled),
+        num_filled=filled,
         num_distinct=int(np.count_nonzero(counts)),
-        num_nulls=len(codes) - len(filled),
-        mean_length=units / len(filled) if len(filled) else 0.0,
+        num_nulls=nulls,
+        mean_length=units / filled if filled else 0.0,
         repeated_units=int(np.maximum(counts - 1, 0) @ lengths),
     )

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from .cells import Cells
 from .clusters import Clusters, common_cells, depths, grow_clusters, regroup, saved_length, without_redundant
 from .dependencies import find_dependencies
-from .fixed import Fields, fixed_fields
+from .fixed import Fields, field_type, fixed_fields
 from .grouping import AnyInts, Indices, Ints
 from .growth import Floats
 from .heads import head_columns
@@ -25,7 +25,7 @@ RELOCATION_CELLS = 300_000
 
 
 def tree_fields(cells: Cells, dependencies: npt.NDArray[np.bool_] | None = None, seed: int = 0) -> Fields:
-    """For each row its columns in prompt order, int32 [rows, columns]; the rows should be distinct.
+    """For each row its columns in prompt order, [rows, columns]; the rows should be distinct.
 
     Rows are clustered from the outside in by the cells that they share, clusters that have something in common are
     put together once more, and each cell then stands where the outermost cluster that shares it begins. Tables of up
@@ -87,5 +87,5 @@ def _fields(clusters: Clusters, common: AnyInts, heads: Ints) -> Fields:
         level[cluster] = np.where(common[above] > 0, level[above], own_level)
     # rows directly in the same cluster have the same order
     tail_level = 2 * len(level) - (columns == heads[:, None])
-    order = np.argsort(np.where(common > 0, level, tail_level), axis=1, kind="stable").astype(np.int32)
-    return order[clusters.rows]
+    order = np.argsort(np.where(common > 0, level, tail_level), axis=1, kind="stable")
+    return order.astype(field_type(len(columns)))[clusters.rows]
