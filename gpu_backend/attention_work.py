@@ -14,10 +14,7 @@ from llmsql.kernels.language import next_power_of_two
 from llmsql.kernels.work_list import ITEM_WIDTH, Launch, WorkList
 
 from .batch import TableArrays, ragged_arange
-
-Ints = npt.NDArray[np.int64]
-Group = tuple[list[int], Ints]
-"""A chain of shared nodes, from the top down, and the rows whose paths run through it."""
+from .cascade import Group, Ints
 
 MIN_SEGMENT_KEYS = 128
 """Where a run of keys is cut among several programs, each has at least so many."""

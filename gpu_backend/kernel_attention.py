@@ -18,8 +18,10 @@ from .batch import StepBatch
 from .cascade import Costs, shared_groups
 from .kv_cache import KVCache
 
-COSTS = Costs(product=0, block=192, merge=0, read=1, gather=0)
-"""In keys: a node is read by itself where that saves reading 192 of them; not yet measured on a GPU."""
+LAUNCH_BYTES = 8 * 2**20
+"""What two more launches cost, as bytes that could be read meanwhile: some microseconds. An estimate, not measured."""
+PROGRAM_KEYS = 64
+"""What a group's own programs cost, as keys that could be read meanwhile: one tile. An estimate, not measured."""
 
 
 class KernelAttention:
@@ -35,9 +37,9 @@ class KernelAttention:
         self._device = device
         self._block_size = batch.block_size
         self._arrays = batch.table
-        self._groups = shared_groups(batch.table, COSTS) if cascade else []
+        self._cascade = cascade
         self._table = NodeTable(**dict(zip(vars(batch.table), to_device(list(vars(batch.table).values()), device))))
-        self._work: dict[LayerTiles, WorkList] = {}
+        self._work: dict[tuple[int, torch.Size, torch.Size, int | None], WorkList] = {}
 
     def write(
         self,
@@ -72,19 +74,36 @@ class KernelAttention:
         ).to(query.dtype)
 
     def _work_list(self, heads: int, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> WorkList:
-        (_, kv_heads, key_dim), value_dim = keys.shape, values.shape[2]
-        group = heads // kv_heads
-        limits = tile_limits(key_dim=key_dim, value_dim=value_dim, group=group, dtype=keys.dtype)
-        tiles = LayerTiles(kv_heads, group, limits, window)
-        work = self._work.get(tiles)
+        name = (heads, keys.shape, values.shape, window)
+        work = self._work.get(name)
         if work is None:
-            work = plan_work(self._arrays, self._groups, tiles, processors=num_processors(self._device))
-            tensors: dict[str, Any] = dict(
-                zip(TENSORS, to_device([getattr(work, name).numpy() for name in TENSORS], self._device))
-            )
-            work = replace(work, **tensors)
-            self._work[tiles] = work
+            work = self._work[name] = self._plan(heads, keys, values, window)
         return work
+
+    def _plan(self, heads: int, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> WorkList:
+        (_, kv_heads, key_dim), value_dim = keys.shape, values.shape[2]
+        shape = {"key_dim": key_dim, "value_dim": value_dim}
+        group = heads // kv_heads
+        costs = gpu_costs(heads=heads, kv_heads=kv_heads, **shape, itemsize=keys.itemsize)
+        tiles = LayerTiles(kv_heads, group, tile_limits(**shape, group=group, dtype=keys.dtype), window)
+        groups = shared_groups(self._arrays, costs) if self._cascade else []
+        work = plan_work(self._arrays, groups, tiles, processors=num_processors(self._device))
+        sent = to_device([getattr(work, name).numpy() for name in TENSORS], self._device)
+        tensors: dict[str, Any] = dict(zip(TENSORS, sent))
+        return replace(work, **tensors)
+
+
+def gpu_costs(*, heads: int, kv_heads: int, key_dim: int, value_dim: int, itemsize: int) -> Costs:
+    """The costs of a layer on a GPU, in bytes moved; `itemsize` is the bytes of one number in the KV pool."""
+    kv_bytes = kv_heads * (key_dim + value_dim) * itemsize
+    part_bytes = heads * value_dim * 4
+    return Costs(
+        product=LAUNCH_BYTES,
+        block=PROGRAM_KEYS * kv_bytes,
+        merge=2 * part_bytes,  # written and read again
+        read=kv_bytes,
+        gather=0,
+    )
 
 
 def num_processors(device: torch.device) -> int:

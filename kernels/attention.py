@@ -20,6 +20,7 @@ per KV head; any block size. The torch reference is `paged_attention_reference`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -135,6 +136,7 @@ class LaunchConfiguration:
     options: dict[str, Any]  # compiler options: warps per program, pipeline stages
 
 
+@cache
 def launch_configuration(
     block_m: int,
     *,
@@ -245,8 +247,8 @@ def paged_attention_kernel(
     ).to(COMPUTE)
 
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)  # running maximum of the scores, in powers of two
-    total = tl.zeros([BLOCK_M], tl.float32)  # running sum of the weights
-    gathered = tl.zeros([BLOCK_M, PADDED_VALUE], tl.float32)  # running weighted sum of the values
+    total = tl.full([BLOCK_M], 0.0, tl.float32)  # running sum of the weights
+    gathered = tl.full([BLOCK_M, PADDED_VALUE], 0.0, tl.float32)  # running weighted sum of the values
 
     for step in range(path_begin, path_end):
         node = tl.load(path_nodes + step)

@@ -61,7 +61,7 @@ def gathered_log_softmax_kernel(
     row = tl.program_id(0)
     start = logits_pointer + tl.load(rows + row).to(tl.int64) * row_stride
     best = tl.full([BLOCK], float("-inf"), tl.float32)  # of each column of blocks
-    total = tl.zeros([BLOCK], tl.float32)
+    total = tl.full([BLOCK], 0.0, tl.float32)
     for begin in range(0, vocab, BLOCK):
         column = begin + tl.arange(0, BLOCK)
         logit = tl.load(start + column, mask=column < vocab, other=float("-inf")).to(tl.float32)

@@ -69,8 +69,8 @@ def merge_parts_kernel(
     is_head = head < num_heads
     mask = is_head[:, None] & (dim < VALUE_DIM)[None, :]
     best = tl.full([HEADS], float("-inf"), tl.float32)
-    total = tl.zeros([HEADS], tl.float32)
-    result = tl.zeros([HEADS, PADDED_VALUE], tl.float32)
+    total = tl.full([HEADS], 0.0, tl.float32)
+    result = tl.full([HEADS, PADDED_VALUE], 0.0, tl.float32)
     for part in range(tl.load(merge_start + merged), tl.load(merge_start + merged + 1)):
         row = tl.cast(part, tl.int64) * num_heads + head
         lse = tl.load(lse_pointer + row, mask=is_head, other=float("-inf"))

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmsql.gpu_backend.attention_work import Group, LayerTiles, plan_work
+from llmsql.gpu_backend.attention_work import LayerTiles, plan_work
 from llmsql.gpu_backend.batch import TableArrays
+from llmsql.gpu_backend.cascade import Group
 from llmsql.kernels import NodeTable, WorkList
 from llmsql.kernels.attention import tile_limits
 

@@ -32,11 +32,13 @@ else:
     from collections import Counter
 
     import triton
-    from engine_models import tiny_model, tree_prompts
+    from engine_models import tiny_model
 
-    from llmsql.gpu_backend import Engine, Request
+    from llmsql.gpu_backend import Engine, Request, kernel_attention
     from llmsql.gpu_backend.cascade import Costs
 
+    ROOT = list(range(100, 121))  # longer than Gemma's window
+    PROMPTS = [[*ROOT, 30, 31, 32], [*ROOT, 40], [*ROOT[:9], 50, 51]]
     FAMILIES = {
         "gemma2": {"rms_norm_kernel", "rotary_and_write_kernel", "gated_kernel"},  # windows and softcap
         "qwen3": {"rms_norm_kernel", "rotary_and_write_kernel", "gated_kernel"},  # norms of heads
@@ -66,12 +68,9 @@ else:
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_tokens_and_scores_are_those_of_torch(family, launches, monkeypatch):
-        from llmsql.gpu_backend import kernel_attention  # loads triton
-
-        monkeypatch.setattr(kernel_attention, "COSTS", Costs(product=0, block=4, merge=0, read=1, gather=0))
-        prompts = tree_prompts(3)
-        requests = [Request(i, prompt, max_tokens=2) for i, prompt in enumerate(prompts)]
-        requests.append(Request("choice", prompts[0], choices=[[9], [10, 11], [10, 12]]))
+        monkeypatch.setattr(kernel_attention, "gpu_costs", lambda **_: Costs(product=0, block=4, merge=0, read=1))
+        requests = [Request(i, prompt, max_tokens=2) for i, prompt in enumerate(PROMPTS)]
+        requests.append(Request("choice", PROMPTS[0], choices=[[9], [10, 11], [10, 12]]))
         expected = answers(tiny_model(family), requests)
         assert not launches
         found = answers(tiny_model(family), requests, kernels="triton")
@@ -81,8 +80,7 @@ else:
         assert wanted <= set(launches), launches
 
     def test_without_the_cascade_nothing_is_merged(launches):
-        prompts = tree_prompts(3)
-        requests = [Request(i, prompt, max_tokens=2) for i, prompt in enumerate(prompts)]
+        requests = [Request(i, prompt, max_tokens=2) for i, prompt in enumerate(PROMPTS)]
         expected = answers(tiny_model(), requests)
         found = answers(tiny_model(), requests, kernels="triton", cascade=False)
         assert [one.token_ids for one in found] == [one.token_ids for one in expected]
