@@ -195,8 +195,13 @@ def _adapt(tokenizer: PromptTokenizer, vocab_size: int, eos_token_ids: tuple[int
         }
     size = max(vocab_size, tokenizer.vocab_size)
     end = [token for token in eos_token_ids or tokenizer.eos_token_ids if 0 <= token < size]
+    if not end:  # the model cannot end by itself: an id that no logits have, or llguidance would take token 0
+        end, size = [size], size + 1
+    kind = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    for token in range(tokenizer.vocab_size, max(end) + 1):  # llguidance takes an end from the tokenizer's tokens only
+        state["added_tokens"].append({"id": token, "content": f"<|llmsql {token}|>", **kind})
     try:
-        return llguidance.LLTokenizer(json.dumps(state), n_vocab=size, eos_token=end or None)
+        return llguidance.LLTokenizer(json.dumps(state), n_vocab=size, eos_token=end)
     except ValueError as problem:
         raise RequestError(f"llguidance cannot use this model's tokenizer: {_reason(str(problem))}") from problem
 

@@ -60,8 +60,8 @@ class PromptTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids, control tokens included."""
-        return len(self._tokenizer)
+        """One more than the largest token id, control tokens included."""
+        return 1 + max(self._tokenizer.get_vocab().values())
 
     def backend_state(self) -> dict[str, Any]:
         """The whole tokenizer, control tokens included, as in tokenizer.json; without truncation and padding."""

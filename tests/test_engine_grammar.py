@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import re
@@ -146,10 +147,10 @@ def requests(engine: Engine, count: int = 3, **options: Any) -> list[Request]:
     """Each grammar `count` times: greedy, then at rising temperatures; some prompts are equal."""
     made = []
     for number, (name, grammar) in enumerate(GRAMMARS.items()):
-        for copy in range(count):
-            prompt = engine.tokenizer.encode(PROMPT + "user " * ((number + copy) % 4))
-            settings = {"temperature": 0.7 * copy, "seed": copy, "max_tokens": 300, **options}
-            made.append(Request((name, copy), prompt, grammar=grammar, **settings))
+        for turn in range(count):
+            prompt = engine.tokenizer.encode(PROMPT + "user " * ((number + turn) % 4))
+            settings = {"temperature": 0.7 * turn, "seed": turn, "max_tokens": 300, **options}
+            made.append(Request((name, turn), prompt, grammar=grammar, **settings))
     return made
 
 
@@ -351,6 +352,31 @@ def test_a_grammar_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         made.matcher(Grammar.regex(f"b{{{number + 1}}}"))
     assert len(made._compiled) == 3
+
+
+def test_a_model_without_an_end_token_is_stopped_by_the_grammar_or_by_max_tokens() -> None:
+    model, _ = speaking_model()
+    plain = wrapped(KINDS["llama3"]())
+    plain.eos_token = None
+    mute = copy.deepcopy(model)
+    mute.config.eos_token_id = mute.generation_config.eos_token_id = None
+    with Engine(mute, tokenizer=plain) as engine:
+        prompt = engine.tokenizer.encode(PROMPT)
+        open_, closed = (Request(0, prompt, grammar=Grammar.regex(r), max_tokens=20) for r in ("[a-z!]+", "[a-z]{5}!"))
+        first, second = (answers(engine, [request])[0] for request in (open_, closed))
+    assert (first.finish_reason, first.incomplete, len(first.token_ids)) == ("length", False, 20)
+    assert (second.finish_reason, second.text[5:]) == ("stop", "!")
+
+
+def test_an_end_token_that_the_tokenizer_does_not_have() -> None:
+    model, tokenizer = speaking_model()
+    ending = copy.deepcopy(model)
+    ending.generation_config.eos_token_id = [len(tokenizer) + 5, tokenizer.eos_token_id]
+    with Engine(ending, tokenizer=tokenizer) as engine:
+        made = engine._intake.grammars.matcher(Grammar.regex("a+"))
+        assert sorted(made.end_ids) == sorted(engine.eos_token_ids)
+        done = answers(engine, [Request(0, engine.tokenizer.encode(PROMPT), grammar=Grammar.regex("[a-z]{0,9}"))])[0]
+        assert re.fullmatch("[a-z]{0,9}", done.text)
 
 
 def test_outputs_of_one_grammar_do_not_touch_each_other() -> None:
