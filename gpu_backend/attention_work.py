@@ -16,6 +16,8 @@ from llmsql.kernels.work_list import ITEM_WIDTH, Launch, WorkList
 from .batch import TableArrays, ragged_arange
 from .cascade import Group, Ints
 
+WIDE = 64
+"""Rows of the tile of the second launch at least: wgmma takes no fewer, and each size is compiled by itself."""
 MIN_SEGMENT_KEYS = 128
 """Where a run of keys is cut among several programs, each has at least so many."""
 FULL = 2
@@ -49,7 +51,7 @@ def plan_work(
     units = _units(table, groups)
     lanes = np.diff(units.start) * layer.group
     narrow = layer.limits.smallest
-    wide = max(narrow, min(next_power_of_two(int(lanes.max(initial=1))), layer.limits.largest))
+    wide = max(narrow, min(max(next_power_of_two(int(lanes.max(initial=1))), WIDE), layer.limits.largest))
     launches = []
     for block_m, chosen in ((narrow, (lanes > 0) & (lanes <= narrow)), (wide, lanes > narrow)):
         blocks = _cut_queries(units, np.flatnonzero(chosen), block_m // layer.group, layer.window)

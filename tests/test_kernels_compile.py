@@ -129,7 +129,7 @@ def test_tiles_follow_the_batch():
     def tiles(*queries: int) -> list[int]:
         return [launch.block_m for launch in build(nodes, [Row(0, 0, n) for n in queries], **shape).work().launches]
 
-    assert [tiles(n) for n in (1, 4, 5, 9, 17, 500)] == [[16], [16], [32], [64], [128], [128]]
+    assert [tiles(n) for n in (1, 4, 5, 9, 17, 500)] == [[16], [16], [64], [64], [128], [128]]
     assert tiles(1, 1, 300) == [16, 128]
     assert build(nodes, [Row(0, 0, 4)], **(shape | {"heads": 5})).work().items[:, 1].tolist() == [4]
     limits = {"key_dim": 128, "value_dim": 128, "dtype": BF16}

@@ -31,11 +31,14 @@ if not interpreter.IS_ON:
 else:
     from collections import Counter
 
+    import torch
     import triton
+    from attention_batches import plain_attention, random_batch, random_cache
     from engine_models import tiny_model
 
     from llmsql.gpu_backend import Engine, Request, kernel_attention
     from llmsql.gpu_backend.cascade import Costs
+    from llmsql.gpu_backend.kv_cache import LayerShape
 
     ROOT = list(range(100, 121))  # longer than Gemma's window
     PROMPTS = [[*ROOT, 30, 31, 32], [*ROOT, 40], [*ROOT[:9], 50, 51]]
@@ -78,6 +81,22 @@ else:
         assert found[-1].log_probs == pytest.approx(expected[-1].log_probs, abs=1e-3)
         wanted = {"paged_attention_kernel", "merge_parts_kernel", "gathered_log_softmax_kernel", *FAMILIES[family]}
         assert wanted <= set(launches), launches
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_steps_of_random_batches(seed, monkeypatch):
+        monkeypatch.setattr(kernel_attention, "gpu_costs", lambda **_: Costs(product=0, block=1, merge=0, read=1))
+        monkeypatch.setattr(kernel_attention, "num_processors", lambda _: 0 if seed % 2 else 9)
+        batch = random_batch(seed, num_prompts=4, max_tokens=25)
+        cache = random_cache(LayerShape(2, 8, 8 if seed else 4), torch.float32, seed)
+        query = torch.randn(len(batch.token_ids), 4, 8)
+        options = {"scale": 0.4, "window": 7 if seed > 1 else None, "softcap": 2.0 if seed == 3 else None}
+        expected = plain_attention(batch, query, cache, *options.values())
+        for cascade in (True, False):
+            attention = kernel_attention.KernelAttention(batch, cache, cascade=cascade, device=torch.device("cpu"))
+            out = attention.attend(0, query, **options)
+            torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
+            work = attention._work_list(4, cache.keys[0], cache.values[0], options["window"])
+            work.check(attention._table, 2, window=options["window"])
 
     def test_without_the_cascade_nothing_is_merged(launches):
         requests = [Request(i, prompt, max_tokens=2) for i, prompt in enumerate(PROMPTS)]
