@@ -49,5 +49,7 @@ def difference(reference: torch.Tensor, other: torch.Tensor) -> float:
     finite = reference.isfinite()
     if not torch.equal(finite, other.isfinite()):
         return float("inf")
-    size = float(reference[finite].square().sum())
-    return (float((reference - other)[finite].square().sum()) / size) ** 0.5 if size > 0.0 else 0.0
+    distance, size = (float(values[finite].square().sum()) for values in (reference - other, reference))
+    if distance == 0.0:
+        return 0.0
+    return (distance / size) ** 0.5 if size > 0.0 else float("inf")
