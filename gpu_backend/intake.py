@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import index
 
 import numpy as np
 import numpy.typing as npt
@@ -58,13 +59,13 @@ class Intake:
         _check_kinds(request)
         _check_sampling(request)
         token_ids = self._token_ids(request)
-        seed = secrets.randbits(63) if request.seed is None else int(request.seed) % 2**63
+        seed = secrets.randbits(63) if request.seed is None else index(request.seed) % 2**63
         if request.choices is not None:
             plan = self._choices(request.choices, whole=request.return_log_probs or request.choice_scoring != "auto")
             self._check_length(len(token_ids), max(map(len, plan.labels)), "tokens of the longest choice")
             job = Job(request, stream, seed, len(token_ids), scores=ChoiceScores(plan, request.choice_scoring))
             return Sequence(token_ids, 0, labels=plan.trie, scores_only=True, payload=job)
-        max_tokens = int(request.max_tokens)
+        max_tokens = index(request.max_tokens)
         if max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, got {max_tokens}")
         self._check_length(len(token_ids), max_tokens, "max_tokens")
@@ -76,7 +77,7 @@ class Intake:
         return Sequence(np.concatenate([token_ids, forced]), max_tokens - len(forced), payload=job)
 
     def _output(self, request: Request, max_tokens: int) -> Output:
-        output = Output(max_tokens, frozenset(self.eos_token_ids), self.vocab_size, forces=self.forced_tokens)
+        output = Output(max_tokens, frozenset(self.eos_token_ids), self.vocab_size, skips_model=self.forced_tokens)
         if request.grammar is not None:
             output.matcher = self.grammars.matcher(request.grammar)
             output.end_ids = frozenset(output.matcher.end_ids)
@@ -114,7 +115,7 @@ class Intake:
     def _choices(self, choices: Iterable[str | Iterable[int]], *, whole: bool) -> ChoicePlan:
         if isinstance(choices, str):
             raise RequestError(f"choices must be a list, got the single text {choices!r}")
-        given = tuple(choice if isinstance(choice, str) else tuple(map(int, choice)) for choice in choices)
+        given = tuple(choice if isinstance(choice, str) else tuple(map(index, choice)) for choice in choices)
         plan = self._plans.get((whole, given))
         if plan is None:
             try:
@@ -159,7 +160,7 @@ def _check_kinds(request: Request) -> None:
 def _check_sampling(request: Request) -> None:
     if not 0 <= request.temperature < float("inf"):
         raise RequestError(f"temperature must be 0 or more, and finite, got {request.temperature}")
-    if request.top_k is not None and int(request.top_k) < 1:
+    if request.top_k is not None and index(request.top_k) < 1:
         raise RequestError(f"top_k must be at least 1, or None for no limit, got {request.top_k}")
     if not 0 < request.top_p <= 1:
         raise RequestError(f"top_p must be more than 0 and at most 1, got {request.top_p}")

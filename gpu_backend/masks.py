@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,29 +47,35 @@ class MaskMaker:
 
     def start(self, batch: StepBatch) -> StepMasks:
         """Begin with the masks of all constrained rows whose next token the step's logits give."""
-        matchers = {}
-        num_words = 0
-        for chunk, _ in batch.readers:
-            for sequence in chunk.sequences:
-                output = job_of(sequence).output
-                if output is not None and output.matcher is not None:
-                    matchers[sequence] = output.matcher.native
-                    num_words = output.matcher.num_words
-        if not matchers:
+        outputs = {
+            sequence: output
+            for chunk, _ in batch.readers
+            for sequence in chunk.sequences
+            if (output := job_of(sequence).output) is not None and output.matcher is not None
+        }
+        if not outputs:
             return NO_MASKS
-        words = np.zeros((len(matchers), num_words), np.int32)
-        rows = {sequence: row for row, sequence in enumerate(matchers)}
+        matchers = [output.matcher for output in outputs.values() if output.matcher is not None]
+        words = np.zeros((len(matchers), matchers[0].num_words), np.int32)
+        work = []
+        for row, output in enumerate(outputs.values()):
+            if output.expected is None:
+                work.append((matchers[row].native, row))
+            else:
+                words.view(np.uint32)[row, output.expected // 32] = 1 << output.expected % 32
+        masks = StepMasks({sequence: row for row, sequence in enumerate(outputs)}, words, None)
+        if not work:
+            return masks
         if self._executor is None:
             import llguidance
 
             self._executor = llguidance.LLExecutor()
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="llmsql-masks")
-        work = list(zip(matchers.values(), range(len(matchers))))
         if self.overlap:
             assert self._thread is not None
-            return StepMasks(rows, words, self._thread.submit(self._fill, work, words))
+            return replace(masks, pending=self._thread.submit(self._fill, work, words))
         self._fill(work, words)
-        return StepMasks(rows, words, None)
+        return masks
 
     def close(self) -> None:
         """End the threads. Idempotent."""

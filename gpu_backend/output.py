@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from .grammar import Matcher
 from .request import FinishReason
@@ -22,31 +24,40 @@ class Output:
     vocab_size: int
     matcher: Matcher | None = None
     stops: StopFinder | None = None
-    forces: bool = True  # whether tokens that the grammar leaves no choice about are added without asking the model
+    skips_model: bool = True  # whether forced tokens are added at once; otherwise the model is asked and must agree
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)  # of each token
     finish_reason: FinishReason | None = None
     text_before_stop: str | None = None
+    _forced: deque[int] = field(default_factory=deque)  # the rest of a forced run, if the model is asked for it
 
     def begin(self) -> list[int]:
-        """The tokens that are forced before the model is asked for the first time."""
+        """The tokens that are forced before the model is asked for the first time, if it is not asked for them."""
         assert not self.token_ids
         if self.matcher is None:
             return []
         if self.matcher.done:
             self.finish_reason = "stop"
-        elif self.forces:
-            self._add_forced(self.matcher.start)
+        else:
+            self._force(self.matcher.start)
         return list(self.token_ids)
 
     def add(self, token_id: int, log_prob: float = 0.0) -> list[int]:
         """Take a sampled token; returns it and the tokens that it forces. Look at `problem` afterwards."""
         assert self.finish_reason is None
         before = len(self.token_ids)
+        was_forced = self.expected is not None
+        if was_forced:
+            assert self._forced.popleft() == token_id
         self._add(token_id, log_prob)
-        if self.forces and self.matcher is not None and self.finish_reason is None:
-            self._add_forced(self.matcher.forced())
+        if self.matcher is not None and self.finish_reason is None and not was_forced:
+            self._force(self.matcher.forced())
         return self.token_ids[before:]
+
+    @property
+    def expected(self) -> int | None:
+        """The next token, where it is forced and the model is asked all the same."""
+        return self._forced[0] if self._forced else None
 
     @property
     def incomplete(self) -> bool:
@@ -66,11 +77,15 @@ class Output:
         token_ids = tuple(self.token_ids[:-1] if ended else self.token_ids)
         return decode(token_ids) if self.matcher is None else self.matcher.text(token_ids)
 
-    def _add_forced(self, token_ids: list[int] | tuple[int, ...]) -> None:
-        for token_id in token_ids:
-            if self.finish_reason is not None or token_id >= self.vocab_size:
-                return
-            self._add(token_id, 0.0)
+    def _force(self, token_ids: Sequence[int]) -> None:
+        """A run of forced tokens is the tokenizer's for its whole text, so it is taken as a whole also one by one."""
+        run = list(takewhile(lambda token_id: token_id < self.vocab_size, token_ids))
+        if not self.skips_model:
+            self._forced.extend(run)
+            return
+        for token_id in run:
+            if self.finish_reason is None and self.problem is None:
+                self._add(token_id, 0.0)
 
     def _add(self, token_id: int, log_prob: float) -> None:
         self.token_ids.append(token_id)

@@ -89,5 +89,7 @@ class Completion:
         if self.scores is None:
             return None
         highest = max(self.scores)
-        weights = [math.exp(score - highest) if score > -math.inf else 0.0 for score in self.scores]
+        weights = [
+            1.0 if score == highest else math.exp(score - highest) for score in self.scores
+        ]  # -inf - -inf is NaN
         return tuple(weight / sum(weights) for weight in weights)

@@ -61,7 +61,7 @@ class PromptTokenizer:
     @property
     def vocab_size(self) -> int:
         """One more than the largest token id, control tokens included."""
-        return 1 + max(self._tokenizer.get_vocab().values())
+        return 1 + int(max(self._tokenizer.get_vocab().values()))
 
     def backend_state(self) -> dict[str, Any]:
         """The whole tokenizer, control tokens included, as in tokenizer.json; without truncation and padding."""

@@ -9,7 +9,7 @@ from engine_models import EOS, tiny_model, tree_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsql.gpu_backend import Engine, Request, RequestError
+from llmsql.gpu_backend import Completion, Engine, Request, RequestError
 from llmsql.gpu_backend.choices import plan_choices
 
 PROMPTS = tree_prompts(10, seed=1)
@@ -119,6 +119,15 @@ def test_scorings_disagree() -> None:
             for scoring in ("auto", "total", "mean")
         }
     assert len(set(map(tuple, chosen.values()))) == 3, "the tests above compare the same thing three times"
+
+
+def test_probabilities_of_impossible_choices() -> None:
+    def probabilities(*scores: float) -> tuple[float, ...] | None:
+        return Completion(0, scores=scores).probabilities
+
+    assert probabilities(-1.0, float("-inf")) == (1.0, 0.0)
+    assert probabilities(float("-inf"), float("-inf")) == (0.5, 0.5)
+    assert Completion(0).probabilities is None
 
 
 def test_one_choice_is_certain() -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tokenizer_models import KINDS, speaking_model, wrapped
 
 from llmsql.gpu_backend import Completion, Engine, Grammar, PromptTokenizer, Request, RequestError, masks
-from llmsql.gpu_backend.grammar import GrammarCompiler
+from llmsql.gpu_backend.grammar import GrammarCompiler, Matcher
 from llmsql.gpu_backend.output import Output
 
 SCHEMA: dict[str, Any] = {
@@ -89,18 +89,23 @@ def compiler(kind: str) -> GrammarCompiler:
     return GrammarCompiler(lambda: prompt, len(tokenizer) + 40, (tokenizer.eos_token_id,))
 
 
+def allowed_tokens(matcher: Matcher) -> list[int]:
+    words = np.zeros(matcher.num_words, np.int32)
+    matcher.native.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+    return np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist()
+
+
 def drawn(kind: str, grammar: Grammar, seed: int, *, forces: bool, max_tokens: int = 400) -> tuple[Output, int]:
     """An output of which each token is drawn from those allowed, and how often one was drawn."""
     matcher = compiler(kind).matcher(grammar)
-    output = Output(max_tokens, frozenset(matcher.end_ids), 10_000, matcher, forces=forces)
+    output = Output(max_tokens, frozenset(matcher.end_ids), 10_000, matcher, skips_model=forces)
     output.begin()
     calls = 0
     while output.finish_reason is None and output.problem is None:
-        words = np.zeros(matcher.num_words, np.int32)
-        matcher.native.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-        allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
         rng = np.random.default_rng([seed, len(output.token_ids)])
-        output.add(int(rng.choice(allowed)))
+        allowed = allowed_tokens(matcher)
+        assert output.expected is None or forces is False
+        output.add(int(rng.choice(allowed)) if output.expected is None else output.expected)
         calls += 1
     return output, calls
 
@@ -150,6 +155,8 @@ def requests(engine: Engine, count: int = 3, **options: Any) -> list[Request]:
         for turn in range(count):
             prompt = engine.tokenizer.encode(PROMPT + "user " * ((number + turn) % 4))
             settings = {"temperature": 0.7 * turn, "seed": turn, "max_tokens": 300, **options}
+            if turn == 2:
+                settings.update(top_k=30, top_p=0.95, min_p=0.01)
             made.append(Request((name, turn), prompt, grammar=grammar, **settings))
     return made
 
@@ -219,9 +226,7 @@ def test_the_best_allowed_token_is_taken(kind: str) -> None:
     ids = prompt.tolist()
     log_probs = []
     while not matcher.done:
-        words = np.zeros(matcher.num_words, np.int32)
-        matcher.native.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-        allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist()
+        allowed = allowed_tokens(matcher)
         with torch.inference_mode():
             logits = model(torch.tensor(ids)[None]).logits[0, -1, allowed]
         best = int(logits.argmax())
@@ -232,6 +237,26 @@ def test_the_best_allowed_token_is_taken(kind: str) -> None:
     assert answer.log_probs == pytest.approx(log_probs, abs=1e-3)
     assert max(answer.token_ids) < len(tokenizer), "a token that the tokenizer does not have"
     assert matches("json", answer.text)
+
+
+def test_threads_with_grammars_of_their_own() -> None:
+    results: dict[int, dict[Any, str]] = {}
+    with engine_for(overlap_masks=True, max_batch_tokens=64) as engine:
+
+        def work(number: int) -> None:
+            rng = np.random.default_rng(number)
+            batch = requests(engine, 2)
+            done = engine.generate(batch[i] for i in rng.permutation(len(batch)))
+            results[number] = {answer.id: answer.text for answer in done}
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+            assert not thread.is_alive()
+    expected = {key: answer.text for key, answer in reference().items() if key[1] < 2}
+    assert list(results.values()) == [expected] * 3
 
 
 def test_constrained_free_and_choice_requests_share_a_prompt() -> None:

@@ -73,6 +73,8 @@ BAD = [
     (Request("bad", [5], min_p=-0.1), "min_p must be between 0 and 1, got -0.1"),
     (Request("bad", [5], top_k="few"), "wrong type"),  # type: ignore[arg-type]
     (Request("bad", [5], seed="lucky"), "wrong type"),  # type: ignore[arg-type]
+    (Request("bad", [5], max_tokens=2.5), "wrong type"),  # type: ignore[arg-type]
+    (Request("bad", [5], choices=[[4.5], [3]]), "wrong type"),  # type: ignore[list-item]
     (Request("bad", [5], max_tokens=-3), "max_tokens must be at least 1, got -3"),
 ]
 
