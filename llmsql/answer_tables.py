@@ -89,6 +89,20 @@ class AnswerTables:
         finally:
             self.run(f"DROP TABLE {more}", {})
 
+    def missing(self, stage: Stage) -> int:
+        """How many tuples of the stage's input, as it is now, nobody asked about yet; the stage ran before."""
+        table = self._by_stage[stage.name]
+        condition = same_tuple(table.columns)
+        sql = f"SELECT count(*) FROM ({stage.input_sql}) q ANTI JOIN {table.tuples} p ON {condition}"
+        return int(self.run_with_parameters(sql)[0][0])
+
+    def mean_length(self, stage: Stage) -> float:
+        """The mean length, in characters, of the first thousand tuples that were asked."""
+        table = self._by_stage[stage.name]
+        lengths = " + ".join(f"coalesce(length(CAST({column} AS VARCHAR)), 0)" for column in table.columns)
+        mean = self.run(f"SELECT avg({lengths}) FROM {table.tuples} WHERE id < 1000", {})[0][0]
+        return float(mean or 0)
+
     def _create(self, stage: Stage, source: str) -> AnswerTable:
         """A table with all tuples of `source`, under the stage's name."""
         table = AnswerTable(stage.name, stage.columns)
@@ -114,11 +128,12 @@ class AnswerTables:
 
     def _show(self, stage: Stage, table: AnswerTable) -> None:
         """The relation of the stage's answers, which the statement joins."""
-        if self._by_stage.setdefault(stage.name, table) is table and ("VIEW", stage.name) in self.scratch:
+        if stage.name in self._by_stage:
             return
+        self._by_stage[stage.name] = table
         keys = ", ".join(f"q.{column} AS {key}" for column, key in zip(stage.columns, stage.keys))
         self.run(
-            f"CREATE OR REPLACE TEMP VIEW {stage.name} AS SELECT {keys}, v.value AS {stage.value} "
+            f"CREATE TEMP VIEW {stage.name} AS SELECT {keys}, v.value AS {stage.value} "
             f"FROM {table.tuples} q JOIN {table.values} v USING (id)",
             {},
         )

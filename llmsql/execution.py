@@ -11,9 +11,10 @@ import sqlglot
 
 from llmsql.answer_tables import AnswerTable, AnswerTables, Run
 from llmsql.arguments import fields_table
+from llmsql.filtering import FilterRunner
 from llmsql.model import Model
 from llmsql.operator import evaluate
-from llmsql.planner import Materialise, Plan, Stage
+from llmsql.planner import Filters, Materialise, Plan, Stage
 from llmsql.planner.parsing import parameters_of
 from llmsql.progress import progress_bar
 from llmsql.settings import Settings
@@ -58,6 +59,8 @@ class PlanRunner:
         for step in plan.steps:
             if isinstance(step, Stage):
                 self._run_stage(step)
+            elif isinstance(step, Filters):
+                self._filter(step)
             else:
                 self._materialise(step)
 
@@ -78,19 +81,33 @@ class PlanRunner:
         self.run_with_parameters(f"CREATE TEMP TABLE {step.name}{columns} AS {step.sql}")
         self.scratch.append(("TABLE", step.name))
 
-    def _run_stage(self, stage: Stage) -> None:
+    def _filter(self, step: Filters) -> None:
+        FilterRunner(
+            step,
+            self._run,
+            self.run_with_parameters,
+            self._run_stage,
+            self._answers,
+            self.scratch,
+            self._settings,
+            self._statistics,
+        ).run()
+
+    def _run_stage(self, stage: Stage) -> StageStatistics:
         statistics = self._stages.get(stage)
+        again = statistics is not None
         if statistics is None:
             statistics = self._stages[stage] = StageStatistics(call=stage.call_sql, place=stage.place)
             self._statistics.stages.append(statistics)
         wanted = self._answers.add(stage)
         table = wanted.table
         statistics.rows += wanted.rows
-        statistics.distinct += wanted.distinct
+        statistics.distinct += table.size - wanted.start if again else wanted.distinct
         total = table.size - wanted.start if self._settings.deduplicate else wanted.rows
         with progress_bar(stage.call_sql, total, statistics, self._settings.progress) as advance:
             for start in range(wanted.start, table.size, self._settings.batch_rows):
                 self._ask(stage, table, start, statistics, advance)
+        return statistics
 
     def _ask(
         self,

@@ -94,6 +94,7 @@ class QueryStatistics:
     sql: str = ""
     plan: str = ""
     stages: list[StageStatistics] = field(default_factory=list)
+    decisions: list[str] = field(default_factory=list)  # what was chosen while running, and why
     seconds: float = 0.0
 
     @property
@@ -192,6 +193,7 @@ class QueryStatistics:
             "  ".join([line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])])
             for line in lines
         ]
+        text += self.decisions
         failed = sum(stage.failed for stage in self.stages)
         if failed:
             text.append(f"{failed:,} rows failed and are NULL; the reasons are in last_query.errors")

@@ -1,19 +1,30 @@
 """Rows chosen before the model is asked: read once into a scratch table, from which the SELECT then reads.
 
-Two reasons to do so: a LIMIT that no call has a say in chooses the rows first, and a SELECT over one table without
-ORDER BY keeps the table's order, which a join with the answers would not.
+Three reasons to do so: a LIMIT that no call has a say in chooses the rows first; a LIMIT above calls in WHERE takes the
+rows one after the other until it has enough; and a SELECT over one table without ORDER BY keeps the table's order,
+which a join with the answers would not.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlglot import exp
 
-from llmsql.planner.calls import calls_in, own_calls
+from llmsql.planner.calls import calls_in, is_constant, own_calls
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.plan import Materialise
 from llmsql.planner.scope import Scope
 
 LIMITED = ("order", "limit", "offset")
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """The rows in the order in which the SELECT takes them, and how many are enough for LIMIT and OFFSET."""
+
+    rows: Materialise
+    enough: int
 
 
 def limit_first(scope: Scope) -> bool:
@@ -28,8 +39,46 @@ def limit_first(scope: Scope) -> bool:
         return False
     where = select.args.get("where")
     reason = "LIMIT chooses the rows before the model is asked"
-    _Carrier(scope).rewrite(reason, [where.this] if where is not None else [], LIMITED)
+    rows = _Carrier(scope).rewrite(reason, [where.this] if where is not None else [], LIMITED)
+    scope.planning.steps.append(rows)
     return True
+
+
+def stop_early(scope: Scope) -> EarlyStop | None:
+    """Let the SELECT read its rows from a table that is filled as long as LIMIT lacks rows that pass WHERE's calls.
+
+    None where there is no LIMIT above such a WHERE, where more than WHERE and LIMIT decides which rows are shown, or
+    where a call has a say in their order.
+    """
+    enough = _rows_taken(scope) if scope.planning.switches.early_stop else None
+    if enough is None or not _shows_rows(scope):
+        return None
+    parts = scope.split_where()
+    asking = [item for item in scope.select.expressions if calls_in(item)]
+    if not parts.asking or parts.rest or not _order_is_plain(scope, asking):
+        return None
+    if any(predicate.find(exp.Query) is not None for predicate in parts.asking):
+        return None  # its columns would have to be told from those of the SELECT
+    rows = _Carrier(scope).rewrite("until LIMIT has its rows", parts.first, ("order",), parts.asking)
+    return EarlyStop(rows, enough)
+
+
+def _rows_taken(scope: Scope) -> int | None:
+    """LIMIT and OFFSET together; None without a LIMIT that is a number of rows."""
+    limit, offset = scope.select.args.get("limit"), scope.select.args.get("offset")
+    if not isinstance(limit, exp.Limit) or limit.args.get("limit_options") or limit.args.get("expressions"):
+        return None
+    counts = []
+    for clause in (limit, offset):
+        if clause is None:
+            continue
+        if not is_constant(clause.expression):
+            return None
+        count = scope.catalog.constant(clause.expression)
+        if not isinstance(count, int) or isinstance(count, bool):
+            return None
+        counts.append(count)
+    return sum(counts)
 
 
 def keep_order(scope: Scope) -> bool:
@@ -43,7 +92,7 @@ def keep_order(scope: Scope) -> bool:
     kept = [*parts.asking, *parts.rest]
     if any(predicate.find(exp.Query) is not None for predicate in kept):
         return False  # its columns would have to be told from those of the SELECT
-    _Carrier(scope).rewrite("to keep the order of its rows", parts.first, (), kept)
+    scope.planning.steps.append(_Carrier(scope).rewrite("to keep the order of its rows", parts.first, (), kept))
     return True
 
 
@@ -93,8 +142,8 @@ class _Carrier:
         where: list[exp.Expression],
         moved: tuple[str, ...],
         kept: list[exp.Expression] | None = None,
-    ) -> None:
-        """Add the step that fills the scratch table, and rewrite the SELECT to read it.
+    ) -> Materialise:
+        """The step that fills the scratch table; the SELECT is rewritten to read it.
 
         Args:
             reason: shown in the plan.
@@ -128,7 +177,7 @@ class _Carrier:
         select.set("order", exp.Order(expressions=[exp.Ordered(this=exp.column("rowid", table=self.name))]))
         columns = tuple(f"c{number}" for number in range(max(len(self.carried), 1)))
         sql = query.sql(dialect=self.scope.catalog.dialect)
-        self.scope.planning.steps.append(Materialise(self.name, columns, sql, reason))
+        return Materialise(self.name, columns, sql, reason)
 
     def _over_scratch(self, expression: exp.Expression) -> exp.Expression:
         return expression.copy().transform(lambda node: self._carry(node) if isinstance(node, exp.Column) else node)
@@ -147,12 +196,19 @@ class _Carrier:
     def _resolve(self, order: exp.Order) -> None:
         """Put the expression for each position or alias that ORDER BY uses; the scratch table's query has neither."""
         by_alias = {item.alias.lower(): item.this for item in self.select.expressions if isinstance(item, exp.Alias)}
+
+        def written(node: exp.Expression) -> exp.Expression:
+            is_alias = isinstance(node, exp.Column) and not node.table and node.name.lower() in self.aliases
+            return exp.paren(by_alias[node.name.lower()].copy()) if is_alias else node
+
         for ordered in order.expressions:
             key = ordered.this
             if isinstance(key, exp.Literal) and not key.is_string:
                 ordered.set("this", self.select.expressions[int(key.name) - 1].unalias().copy())
             elif isinstance(key, exp.Column) and not key.table and key.name.lower() in by_alias:
                 ordered.set("this", by_alias[key.name.lower()].copy())
+            else:
+                ordered.set("this", key.transform(written))  # a column comes before an alias in an expression
 
 
 def _stars(select: exp.Select) -> list[exp.Star]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from sqlglot import exp
 
-IsText = Callable[[exp.Column], "bool | None"]
+IsText = Callable[[exp.Expression], "bool | None"]  # of a column or a parameter; None when that is not known
 # Nodes that raise for no value, whatever is below them.
 SAFE: tuple[type[exp.Expression], ...] = (
     exp.Column,
@@ -66,7 +66,7 @@ def may_raise(expression: exp.Expression, is_text: IsText | None = None) -> bool
 
     Args:
         expression: of one row; no LLM call in it.
-        is_text: whether a column holds texts; None from it, or for it, when that is not known.
+        is_text: whether a column or a parameter holds texts.
     """
     for node in expression.walk():
         if isinstance(node, COMPARING):
@@ -99,7 +99,7 @@ def _compares_alike(node: exp.Expression, is_text: IsText | None) -> bool:
     if isinstance(node, exp.In) and node.args.get("query") is not None:
         return False
     sides = [side.unnest() for side in node.iter_expressions()]
-    if all(isinstance(side, exp.Literal) and side.is_string for side in sides[1:]):
+    if all(_is_constant_text(side, is_text) for side in sides[1:]):
         return True  # the literal becomes what the column is, once, before any row is read
     if any(isinstance(side, exp.Boolean) for side in sides):
         return True
@@ -109,9 +109,15 @@ def _compares_alike(node: exp.Expression, is_text: IsText | None) -> bool:
     return len(kinds) == 1 and None not in kinds
 
 
+def _is_constant_text(side: exp.Expression, is_text: IsText | None) -> bool:
+    if isinstance(side, exp.Placeholder):
+        return is_text is not None and bool(is_text(side))
+    return isinstance(side, exp.Literal) and bool(side.is_string)
+
+
 def _is_text(side: exp.Expression, is_text: IsText) -> bool | None:
     """Whether an operand is a text; None when that is not known."""
-    if isinstance(side, exp.Column):
+    if isinstance(side, (exp.Column, exp.Placeholder)):
         return is_text(side)
     if isinstance(side, exp.Literal):
         return bool(side.is_string)

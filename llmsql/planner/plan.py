@@ -46,6 +46,38 @@ class Materialise:
 
 
 @dataclass(frozen=True)
+class Filter:
+    """One predicate of WHERE that asks the model: its stages, and the rows of a batch for which it holds.
+
+    `sql` is the predicate as the user wrote it. The stages and `passing_sql` read the batch of the step.
+    """
+
+    sql: str
+    stages: tuple[Stage, ...]
+    passing_sql: str
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The predicates of one WHERE that ask the model, in an order that is chosen as they run.
+
+    `candidates_sql` yields what they choose from into the table `name` with the columns named in `columns`: without
+    `enough`, distinct tuples and a count `n` of the rows behind each; else rows, in the order in which they are taken
+    until so many passed. Batches with the columns `needed` and `n` are put in the table `batch`.
+    `choose` is off where the order is the one written.
+    """
+
+    name: str
+    batch: str
+    columns: tuple[str, ...]
+    needed: tuple[str, ...]
+    candidates_sql: str
+    filters: tuple[Filter, ...]
+    choose: bool
+    enough: int | None
+
+
+@dataclass(frozen=True)
 class InPlace:
     """A call that stays in the statement as a UDF, and why it could not be staged."""
 
@@ -60,20 +92,31 @@ class Plan:
     `is_query`: the final statement can be selected from; `returns_rows`: it writes, and has a RETURNING clause.
     """
 
-    steps: tuple[Stage | Materialise, ...]
+    steps: tuple[Stage | Materialise | Filters, ...]
     final_sql: str
     in_place: tuple[InPlace, ...]
     is_query: bool
     returns_rows: bool = False
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of all steps."""
+        found: list[Stage] = []
+        for step in self.steps:
+            if isinstance(step, Stage):
+                found.append(step)
+            elif isinstance(step, Filters):
+                found += [stage for one in step.filters for stage in one.stages]
+        return found
 
     def explain(self) -> str:
         """The plan as text."""
         lines = []
         for number, step in enumerate(self.steps, start=1):
             if isinstance(step, Stage):
-                lines.append(f"{number}. ask {step.call_sql}")
-                lines.append(f"     for {step.place}; fields: {', '.join(step.fields)}")
-                lines.append(f"     input: {step.input_sql}")
+                lines += _explain_stage(f"{number}. ", step)
+            elif isinstance(step, Filters):
+                lines += _explain_filters(f"{number}. ", step)
             else:
                 lines.append(f"{number}. materialise once ({step.reason})")
                 lines.append(f"     {step.sql}")
@@ -82,3 +125,30 @@ class Plan:
             lines.append(f"     because {left.reason}")
         lines.append(f"{len(self.steps) + 1}. {self.final_sql}")
         return SCRATCH_PREFIX.sub("", "\n".join(lines))
+
+
+def _explain_stage(head: str, stage: Stage) -> list[str]:
+    space = " " * len(head)
+    return [
+        f"{head}ask {stage.call_sql}",
+        f"{space}  for {stage.place}; fields: {', '.join(stage.fields)}",
+        f"{space}  input: {stage.input_sql}",
+    ]
+
+
+def _explain_filters(head: str, step: Filters) -> list[str]:
+    title = "filter in batches"
+    if len(step.filters) > 1:
+        title += (
+            ", in the order of cost per row / share of rows removed, which is measured on the way"
+            if step.choose
+            else ", in the order written"
+        )
+    if step.enough is not None:
+        title += f", until {step.enough:,} rows pass"
+    lines = [f"{head}{title}", f"     candidates: {step.candidates_sql}"]
+    for one in step.filters:
+        lines.append(f"   - {one.sql}")
+        for stage in one.stages:
+            lines += _explain_stage("     ", stage)
+    return lines

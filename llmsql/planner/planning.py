@@ -9,7 +9,7 @@ from sqlglot import exp
 from llmsql.functions import FUNCTIONS
 from llmsql.planner.calls import ParsedCall
 from llmsql.planner.catalog import Catalog
-from llmsql.planner.plan import InPlace, Materialise, Stage
+from llmsql.planner.plan import Filters, InPlace, Materialise, Stage
 
 IN_PLACE_PREFIX = "__llmsql_"
 # Notes on nodes: which SELECT it is, how the user wrote the call, whether its arguments come from a query around it,
@@ -41,7 +41,7 @@ class Planning:
     keep_reason: str | None = None
     switches: Switches = Switches()
     in_place_prefix: str = IN_PLACE_PREFIX
-    steps: list[Stage | Materialise] = field(default_factory=list)
+    steps: list[Stage | Materialise | Filters] = field(default_factory=list)
     in_place: list[InPlace] = field(default_factory=list)
     ctes: list[exp.CTE] = field(default_factory=list)
     originals: dict[int, exp.Select] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from llmsql.errors import QueryError
 from llmsql.planner.calls import ParsedCall, calls_in, own_calls, parse_call
 from llmsql.planner.clauses import attach_ctes, conjuncts, is_star, over_sources, sources, visible_ctes
 from llmsql.planner.hazards import holds_or_raises, is_true, may_raise
-from llmsql.planner.planning import TAG, Planning, is_left_in_place, null_calls
+from llmsql.planner.planning import TAG, TEXT, Planning, is_left_in_place, null_calls
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,16 @@ class Scope:
         """Take a call apart; see `parse_call`."""
         return parse_call(node, self.catalog, self.star_columns)
 
+    def user_text(self, expression: exp.Expression) -> str:
+        """The expression as the user wrote it, or nearly so."""
+
+        def written(node: exp.Expression) -> exp.Expression:
+            if node.meta.get(TEXT):
+                return exp.Var(this=node.meta[TEXT])
+            return self._carried_from(node) if isinstance(node, exp.Column) else node
+
+        return str(expression.copy().transform(written).sql(dialect=self.catalog.dialect))
+
     def split_where(self) -> WhereParts:
         """The predicates of WHERE; see `WhereParts`."""
         where = self.select.args.get("where")
@@ -75,9 +85,11 @@ class Scope:
         """The names, in lower case, of the columns of FROM."""
         return [name for name, _ in self._described_source()]
 
-    def is_text(self, column: exp.Column) -> bool | None:
-        """Whether a column of FROM holds texts; None when that is not known."""
-        original = self.carried.get(column.sql(dialect=self.catalog.dialect), column)
+    def is_text(self, column: exp.Expression) -> bool | None:
+        """Whether a column of FROM or a parameter holds texts; None when that is not known."""
+        if isinstance(column, exp.Placeholder):
+            return isinstance(self.catalog.constant(column), str)
+        original = self._carried_from(column)
         if not isinstance(original, exp.Column):
             return None
         name = original.name.lower()
@@ -85,6 +97,12 @@ class Scope:
         alike = re.compile(re.escape(name) + r"(_\d+)?")
         named = [kind for other, kind in self._described_source() if alike.fullmatch(other)]
         return not named[0].startswith(NUMBERS_AND_DATES) if len(named) == 1 else None
+
+    def _carried_from(self, column: exp.Expression) -> exp.Expression:
+        """What a column of a scratch table was in the user's FROM."""
+        while (was := self.carried.get(column.sql(dialect=self.catalog.dialect))) is not None:
+            column = was
+        return column
 
     def _described_source(self) -> list[tuple[str, str]]:
         if self._source_columns is None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from sqlglot import exp
 
 from llmsql.planner.calls import calls_in
-from llmsql.planner.carry import keep_order, limit_first
+from llmsql.planner.carry import keep_order, limit_first, stop_early
 from llmsql.planner.clauses import conjuncts
+from llmsql.planner.filters import stage_together
 from llmsql.planner.in_place import leave_what_must_stay
 from llmsql.planner.naming import name_calls
 from llmsql.planner.planning import Planning
@@ -32,9 +33,14 @@ def plan_select(select: exp.Select, planning: Planning) -> None:
     _move_inner_join_calls(scope)
     if not leave_what_must_stay(scope):
         return
+    if isinstance(select.parent, exp.Exists) and not any(select.args.get(part) for part in ("limit", "offset")):
+        select.limit(1, copy=False)  # EXISTS wants to know of one row
     staging = Staging(scope)
-    keep_order(scope)
-    staging.stage_filters()
+    stop = stop_early(scope)
+    if stop is None:
+        keep_order(scope)
+    if not stage_together(scope, staging, stop):
+        staging.stage_filters()
     staging.reuse_filters()
     if limit_first(scope):
         staging.start_over()

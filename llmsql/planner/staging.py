@@ -14,42 +14,68 @@ from llmsql.planner.guards import any_guard, guard
 from llmsql.planner.hazards import attempt, holds_or_raises, may_raise
 from llmsql.planner.plan import Stage
 from llmsql.planner.planning import SAME_IN_GROUP, TEXT, is_left_in_place
-from llmsql.planner.scope import Scope
+from llmsql.planner.scope import Scope, WhereParts
 from llmsql.planner.siblings import Siblings
 
 CLAUSES = {"expressions": "the SELECT list", "group": "GROUP BY", "order": "ORDER BY"}
-Key = tuple[Call, tuple[str, ...]]
+Key = tuple[Call, tuple[str, ...]]  # a call, and its arguments by name
+Staged = tuple[Stage, bool]  # the stage of a call, and whether it asks for all rows that survive
 
 
 class Staging:
     """Makes the stages of a SELECT: one for each distinct call, and another where more rows need the same call later.
 
-    `surviving` are the predicates that rows must pass before a call sees them.
+    `surviving` are the predicates that rows must pass before a call sees them. `names` of relations for answers can be
+    shared with other SELECTs.
     """
 
-    def __init__(self, scope: Scope):
+    def __init__(self, scope: Scope, names: dict[Key, str] | None = None):
         self.scope = scope
         self.surviving: list[exp.Expression] = []
         self._staged: dict[Key, Stage] = {}
         self._complete: set[Key] = set()  # asked for all rows that survive
         self._result_columns: list[str] = []
         self._filtered = False  # a call has had its say in which rows survive
+        self._names = {} if names is None else names  # relations of answers, which several SELECTs may add to
 
-    def stage_filters(self) -> None:
+    def stage_filters(self) -> list[Staged]:
         """Stage the calls of WHERE, predicate by predicate; later stages rely on the earlier predicates."""
-        where = self.scope.select.args.get("where")
-        if where is None:
-            return
         parts = self.scope.split_where()
+        asking = exp.Tuple(expressions=[predicate.copy() for predicate in parts.asking])
         self.surviving = parts.first
-        asking = exp.Tuple(expressions=[conjunct.copy() for conjunct in parts.asking])
+        found: list[Staged] = []
         for index in range(len(asking.expressions)):
-            self._stage_all(calls_in(asking.expressions[index]), asking, lambda node: False)
+            found += self._stage_all(calls_in(asking.expressions[index]), asking, lambda node: False)
             self.surviving = [*self.surviving, asking.expressions[index]]
             self._filtered = True
-        passed = [conjunct.copy() for conjunct in asking.expressions]
-        rest = [_after(passed, conjunct) for conjunct in parts.rest]
-        where.set("this", exp.and_(*[conjunct.copy() for conjunct in parts.cheap], *asking.expressions, *rest))
+        self._write_where(parts, asking.expressions)
+        return found
+
+    def adopt_filters(self, parts: WhereParts, found: list[list[Staged]]) -> None:
+        """Put the results of stages that were made elsewhere in the places of WHERE's calls, predicate by predicate."""
+        asking = exp.Tuple(expressions=[predicate.copy() for predicate in parts.asking])
+        self._filtered = True
+        for index, staged in enumerate(found):
+            for node, (stage, complete) in zip(calls_in(asking.expressions[index]), staged):
+                parsed = self.scope.parse(node)
+                key = self._key(parsed)
+                if key not in self._staged:
+                    self._staged[key] = stage
+                    self._names[key] = stage.name
+                    self._join(stage, parsed, may_be_missing=True)
+                if complete:
+                    self._complete.add(key)
+                node.replace(_value(stage))
+        self.surviving = [*parts.first, *asking.expressions]
+        self._write_where(parts, asking.expressions)
+
+    def _write_where(self, parts: WhereParts, asking: list[exp.Expression]) -> None:
+        """WHERE with the results in it; what may raise comes after them."""
+        where = self.scope.select.args.get("where")
+        if where is not None:
+            cheap = [predicate.copy() for predicate in parts.cheap]
+            rest = [_after([passed.copy() for passed in asking], predicate) for predicate in parts.rest]
+            where.set("this", exp.and_(*cheap, *[predicate.copy() for predicate in asking], *rest))
 
     def reuse_filters(self) -> None:
         """A call that WHERE asked already has its value; the SELECT list reads the same column."""
@@ -71,6 +97,7 @@ class Staging:
         self.surviving = []
         self._filtered = False
         self._staged.clear()
+        self._names.clear()
         self._complete.clear()
 
     def hide_result_columns(self) -> None:
@@ -82,9 +109,11 @@ class Staging:
 
     def _stage_all(
         self, waiting: list[exp.Anonymous], root: exp.Expression, after_grouping: Callable[[exp.Anonymous], bool]
-    ) -> None:
+    ) -> list[Staged]:
         """Stage these calls, inner ones first, and put the result's column where each of them stands."""
         siblings = Siblings(self.scope)
+        found: dict[int, Staged] = {}
+        calls = list(waiting)
         while waiting:
             node = waiting[0]
             equal = [other for other in waiting if other == node]
@@ -95,11 +124,13 @@ class Staging:
                 place = "WHERE" if root is not self.scope.select else clause_of(node, root)
                 self._add_stage(key, node, parsed, self._guard(equal, root, siblings), place)
             for occurrence in equal:
+                found[id(occurrence)] = self._staged[key], key in self._complete
                 value: exp.Expression = _value(self._staged[key])
                 if after_grouping(occurrence):
                     value = exp.Anonymous(this="any_value", expressions=[value])
                     value.meta[SAME_IN_GROUP] = True
                 occurrence.replace(value)
+        return [found[id(node)] for node in calls]
 
     def _guard(self, equal: list[exp.Anonymous], root: exp.Expression, siblings: Siblings) -> exp.Expression | None:
         """When the value of a call can matter at one of the places where it stands; None when it always does."""
@@ -120,7 +151,8 @@ class Staging:
         """Add the stage that asks a call; where an earlier one did for other rows, its answers grow by this one's."""
         dialect = self.scope.catalog.dialect
         known = self._staged.get(key)
-        name = known.name if known is not None else self.scope.catalog.fresh_name("answers")
+        name = self._names.get(key) or self.scope.catalog.fresh_name("answers")
+        self._names[key] = name
         columns = tuple(f"a{number}" for number in range(len(parsed.arguments)))
         projections = [exp.alias_(argument.copy(), column) for argument, column in zip(parsed.arguments, columns)]
         source = self.scope.source_query(
