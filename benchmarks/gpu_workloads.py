@@ -188,6 +188,8 @@ def run_engine(
         options = {"kernels": "triton"} | options
     dtype = "float32" if settings.dry_run else "bfloat16"
     with Engine(folder, device=settings.device, dtype=dtype, **options) as engine:
+        if engine._runner.decoder is None and options.get("fused", True):
+            raise RuntimeError("the fused decoder was given up at load")
         for work in works:
             if not settings.time_left():
                 return

@@ -63,7 +63,7 @@ def tree_prompts(count: int = 14, seed: int = 0) -> list[np.ndarray]:
 
 def generate_one(model: Any, prompt: np.ndarray, max_tokens: int) -> list[int]:
     """The reference: `transformers.generate` on one prompt alone, greedy."""
-    ids = torch.tensor(prompt)[None]
+    ids = torch.tensor(prompt, device=model.device)[None]
     with torch.inference_mode():
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False, pad_token_id=0
