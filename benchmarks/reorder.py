@@ -1,133 +1,289 @@
-"""Hit rates and seconds of every reordering method on Parquet tables, as a Markdown table.
+"""Hit rates, seconds and memory of every reordering method, on Parquet tables and on synthetic ones.
 
-    python benchmarks/reorder.py ../shared/data/*.parquet --plot reorder.png
+    python benchmarks/reorder.py ../shared/data/*.parquet --output benchmarks/out
 
-The figure is the prefix hit rate: characters of the prompt bodies that some earlier prompt has as its prefix too, over
-all characters, with an unbounded cache, the whole table as one batch and the instructions left out. "cells" counts
-whole cells only, "characters" also the begin of the first cell that differs, and with --tokenizer "tokens" counts
-whole cells in tokens. MiB is the peak of numpy and Python while reordering, without what
-Arrow holds. Rows are shuffled with a seed, and also taken as they stand in the file.
+Without paths: the Parquet files of $LLMSQL_DATA or ../shared/data, if there are any. The prefix hit rate is the share
+of the prompt bodies that some earlier prompt has as its prefix too, with an unbounded cache, the whole table as one
+batch, and the instructions left out.
+
+- "characters": each cell written as `"name": "value", `, JSON-escaped, NULL as "", whatever the method saw; counted on
+  the texts of the prompts, with nothing of the optimizer in it.
+- "tokens": our own cells by the tokenizer of the demo model (or --tokenizer), ordered by their lengths in tokens as for
+  the engine; exact, partly shared cells included.
+- "LRU": the same in whole cells with a least-recently-used cache of CACHE_TOKENS tokens, one row after the other. Rows
+  as they stand in the table only find what is still there; all other methods come depth-first and lose nothing.
+- "CPU s": of `reorder(table)`, encoding included: the least of REPEATS runs, in a process of its own.
+- "MiB": what that process held at most beyond what it held with the table read (Linux: resident memory; elsewhere what
+  tracemalloc knows of), and how many times the encoded table that is.
+- "bound": the whole cells that no order of rows and fields can exceed (see spanning_bound.py), in percent of our own
+  cells, and the share of it that `auto` reaches in whole cells. Characters may exceed it by partly shared cells.
+
+Rows are shuffled with a seed, and also taken as they stand in the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import platform
-import time
-import tracemalloc
+import sys
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from bar_chart import bar_chart
+from child_process import run_apart
+from spanning_bound import hit_bound
+from synthetic_tables import list_tables, tables
+from tokenizers import Tokenizer
 
-from llmsql.optimizer import METHODS, Cells, encode, prefix_hits, reorder
+import llmsql.demo
+from llmsql.optimizer import Cells, Ordering, encode, finite_cache_hits, prefix_hits, reorder
 
+METHODS = ("none", "sort", "fixed", "ggr", "tree", "auto")
+CACHE_TOKENS = 16_384
+REPEATS = 3
+BOUND_WORK = 4 * 10**10  # rows squared times columns; a minute or so
 # the fields that the published experiments show to the model; other tables are taken whole
 COLUMNS = {
-    "movies": ["reviewcontent", "reviewtype", "topcritic", "movieid", "movieinfo", "genres", "productioncompany"],
-    "products": [
-        "text",
-        "description",
-        "parent_asin",
-        "review_title",
-        "verified_purchase",
-        "rating",
-        "product_title",
-        "id",
-    ],
-    "bird_posts": ["Text", "PostId", "PostDate", "Body"],
+    "movies": "reviewcontent reviewtype topcritic movieid movieinfo genres productioncompany",
+    "products": "text description parent_asin review_title verified_purchase rating product_title id",
+    "bird_posts": "Text PostId PostDate Body",
 }
-HEAD = "| table | rows | columns | order | method | cells % | characters % | tokens % | seconds | MiB |\n"
-RULE = "| --- | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |\n"
+# published code of the authors of arXiv:2403.05821 on the same files: characters in percent, seconds on another day
+AUTHORS = {
+    "beer": (66.2, 17.9),
+    "movies": (86.2, 2.8),
+    "products": (76.7, 0.7),
+    "bird_posts": (65.1, 1.3),
+    "squad_rag5": (19.8, 2.6),
+    "ratebeer_wide": (17.3, 49.5),
+}
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Measured:
+    """One method on one table; rates in percent."""
+
+    characters: float
+    whole_cells: float
+    tokens: float
+    least_recently_used: float
+    seconds: float
+    megabytes: float
+    times_encoded: float
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="+", type=Path, help="Parquet files")
-    parser.add_argument("--methods", default=",".join(name for name in METHODS if name != "ophr"))
+    parser.add_argument("tables", nargs="*", type=Path, help="Parquet files")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--orders", default="shuffled,natural")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokenizer", help="tokenizer.json for the figure in tokens")
-    parser.add_argument("--memory", action="store_true", help="trace peak memory in a second run")
-    parser.add_argument("--output", type=Path, help="Markdown file; printed when left out")
-    parser.add_argument("--plot", type=Path, help="image of the shuffled hit rates; needs matplotlib")
-    options = parser.parse_args()
-    lines, rates = [], {}
-    for path in options.tables:
-        for order in options.orders.split(","):
-            table = read(path, options.seed if order == "shuffled" else None)
-            cells = encode(table)
-            tokens = with_token_lengths(cells, options.tokenizer) if options.tokenizer else None
-            for method in options.methods.split(","):
-                rate, line = measure(table, cells, tokens, method, options.memory)
-                rates[path.stem, order, method] = rate
-                lines.append(
-                    f"| {path.stem} | {table.num_rows:,} | {table.num_columns} | {order} | {method} | {line} |\n"
-                )
-                print(lines[-1], end="", flush=True)
-    system = (
-        f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, pyarrow {pa.__version__}"
-    )
-    text = HEAD + RULE + "".join(lines) + f"\nSeconds with encoding, best of three, one process; {system}.\n"
+    parser.add_argument("--tokenizer", type=Path, default=Path(llmsql.demo.MODEL_FOLDER) / "tokenizer.json")
+    parser.add_argument("--synthetic-rows", type=int, default=4_000, help="rows of the synthetic tables; 0 for none")
+    parser.add_argument("--output", type=Path, help="folder for reorder.md and reorder.svg")
+    options = parser.parse_args(arguments)
+    paths = options.tables or sorted(data_folder().glob("*.parquet"))
+    sections, rates = [], {}
+    if paths:
+        section, rates = compare_given(paths, options)
+        sections.append(section)
+    if options.synthetic_rows:
+        sections += [compare_synthetic(options.synthetic_rows), compare_lists(paths, options)]
+    text = "\n".join([*sections, system()])
+    print(text)
     if options.output:
-        options.output.write_text(text)
-    else:
-        print("\n" + text)
-    if options.plot:
-        plot(rates, options.plot)
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "reorder.md").write_text(text)
+        (options.output / "reorder.svg").write_text(bar_chart("prefix hit rate, % of characters", rates))
+
+
+def data_folder() -> Path:
+    return Path(os.environ.get("LLMSQL_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
 
 
 def read(path: Path, seed: int | None) -> pa.Table:
-    table = pq.read_table(path, columns=COLUMNS.get(path.stem))
-    return table if seed is None else table.take(pa.array(np.random.default_rng(seed).permutation(table.num_rows)))
+    columns = COLUMNS.get(path.stem)
+    table = pq.read_table(path, columns=columns.split() if columns else None)
+    return table if seed is None else shuffled(table, seed)
 
 
-def with_token_lengths(cells: Cells, tokenizer_file: str) -> Cells:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(tokenizer_file)
-    encoded = (tokenizer.encode_batch(texts.to_pylist(), add_special_tokens=False) for texts in cells.texts)
-    return cells.with_lengths([[len(one.ids) for one in column] for column in encoded])
+def shuffled(table: pa.Table, seed: int) -> pa.Table:
+    return table.take(pa.array(np.random.default_rng(seed).permutation(table.num_rows)))
 
 
-def measure(table: pa.Table, cells: Cells, tokens: Cells | None, method: str, memory: bool) -> tuple[float, str]:
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        ordering = reorder(table, method=method)
-        seconds.append(time.perf_counter() - started)
-    hits = prefix_hits(cells, ordering)
-    in_tokens = f"{100 * prefix_hits(tokens, reorder(tokens, method=method)).hit_rate:.1f}" if tokens else ""
-    peak = ""
-    if memory:
-        tracemalloc.start()
-        reorder(table, method=method)
-        peak = f"{tracemalloc.get_traced_memory()[1] / 2**20:.0f}"
-        tracemalloc.stop()
-    rate = 100 * hits.character_hit_rate
-    return rate, f"{100 * hits.hit_rate:.1f} | {rate:.1f} | {in_tokens} | {min(seconds):.2f} | {peak}"
+def compare_given(paths: list[Path], options: argparse.Namespace) -> tuple[str, dict[str, dict[str, float]]]:
+    methods, orders = options.methods.split(","), options.orders.split(",")
+    tokenizer = Tokenizer.from_file(str(options.tokenizer))
+    lines, summary, rates = [], [], {}
+    for path in paths:
+        for order in orders:
+            table = read(path, options.seed if order == "shuffled" else None)
+            found = measure_all(table, methods, tokenizer)
+            for method, one in found.items():
+                lines.append(
+                    f"| {path.stem} | {table.num_rows:,} x {table.num_columns} | {order} | {method} | "
+                    f"{one.characters:.1f} | {one.tokens:.1f} | {one.least_recently_used:.1f} | {one.seconds:.2f} | "
+                    f"{one.megabytes:.0f} ({one.times_encoded:.1f} x) |"
+                )
+            print(f"{path.stem}, {order}: done", file=sys.stderr, flush=True)
+            if order == orders[0]:
+                summary.append(summarised(path.stem, table, found))
+                rates[path.stem] = {method: one.characters for method, one in found.items()}
+    head = "| table | rows x columns | order | method | characters % | tokens % | LRU % | CPU s | MiB |\n"
+    comparison = (
+        f"| {orders[0]} rows, characters % | {' | '.join(methods)} | ggr by its authors | CPU s: auto, ggr, theirs | "
+        "auto in whole cells | bound | reached |\n"
+    )
+    return "\n".join([head + rule(head), *lines, "", comparison + rule(comparison), *summary, ""]), rates
 
 
-def plot(rates: dict[tuple[str, str, str], float], path: Path) -> None:
-    try:
-        import matplotlib
-    except ImportError:
-        raise SystemExit("--plot needs matplotlib: pip install 'llmsql[bench]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+def rule(head: str) -> str:
+    return "|" + " --- |" * (head.count("|") - 1)
 
-    tables = list(dict.fromkeys(table for table, _, _ in rates))
-    methods = list(dict.fromkeys(method for _, _, method in rates))
-    figure, axes = plt.subplots(figsize=(3 + 1.5 * len(tables), 4))
-    for number, method in enumerate(methods):
-        heights = [rates.get((table, "shuffled", method), 0.0) for table in tables]
-        axes.bar(np.arange(len(tables)) + 0.8 * number / len(methods), heights, 0.8 / len(methods), label=method)
-    axes.set_xticks(np.arange(len(tables)) + 0.4 - 0.4 / len(methods), tables)
-    axes.set_ylabel("prefix hit rate, % of characters (shuffled rows)")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    figure.tight_layout()
-    figure.savefig(path)
+
+def measure_all(table: pa.Table, methods: list[str], tokenizer: Tokenizer) -> dict[str, Measured]:
+    runs = {method: run_apart(*runs_of(table, method=method)) for method in methods}
+    cells = encode(table)
+    token_ids = [[np.array(one.ids, np.int32) for one in encode_texts(tokenizer, texts)] for texts in cells.texts]
+    in_tokens = cells.with_lengths([[len(ids) for ids in column] for column in token_ids])
+    encoded = (cells.codes.nbytes + sum(t.nbytes + n.nbytes for t, n in zip(cells.texts, cells.lengths))) / 2**20
+    texts = published_cells(table)
+    found = {}
+    for method, (ordering, seconds, megabytes) in runs.items():
+        by_tokens = reorder(in_tokens, method=method)
+        limited = finite_cache_hits(in_tokens, by_tokens, CACHE_TOKENS)
+        found[method] = Measured(
+            100 * character_hit_rate(texts, ordering),
+            100 * prefix_hits(cells, ordering, partial=False).cell_hit_rate,
+            100 * prefix_hits(in_tokens, by_tokens, partial=False, token_ids=token_ids).hit_rate,
+            100 * limited.units_hit / max(limited.units_total, 1),
+            seconds,
+            megabytes,
+            megabytes / max(encoded, 1e-9),
+        )
+    return found
+
+
+def runs_of(table: pa.Table, **options: object) -> tuple[partial, int, partial]:
+    return partial(reorder, table, **options), REPEATS, partial(reorder, table.slice(0, 100), **options)
+
+
+def encode_texts(tokenizer: Tokenizer, texts: pa.Array) -> list:
+    return tokenizer.encode_batch(texts.to_pylist(), add_special_tokens=False)
+
+
+def published_cells(table: pa.Table) -> list[list[str]]:
+    """Per column the cells of all rows, as the tables' published figures write them."""
+    columns = []
+    for name in table.column_names:
+        values = ["" if value is None else str(value) for value in table[name].to_pylist()]
+        columns.append([f'"{name}": {json.dumps(value)}, ' for value in values])
+    return columns
+
+
+def character_hit_rate(columns: list[list[str]], ordering: Ordering) -> float:
+    shown = zip(ordering.rows.tolist(), ordering.fields.tolist())
+    prompts = sorted("".join([columns[field][row] for field in fields]) for row, fields in shown)
+    # how many prefixes are new does not depend on the order of the prompts, so neighbours in sorted order will do
+    hits = sum(common_prefix(left, right) for left, right in pairwise(prompts))
+    return hits / max(sum(map(len, prompts)), 1)
+
+
+def common_prefix(left: str, right: str) -> int:
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def summarised(name: str, table: pa.Table, found: dict[str, Measured]) -> str:
+    best = found.get("auto") or next(iter(found.values()))
+    authors = AUTHORS.get(name)
+    theirs = (f"{authors[0]:.1f}", f"{authors[1]:.1f}") if authors else ("", "")
+    seconds = [f"{found[method].seconds:.2f}" if method in found else "" for method in ("auto", "ggr")]
+    rates = " | ".join(f"{one.characters:.1f}" for one in found.values())
+    bound = bound_rate(encode(table))
+    reached = ("", "") if bound is None else (f"{100 * bound:.1f}", f"{best.whole_cells / bound:.0f} %")
+    return (
+        f"| {name} | {rates} | {theirs[0]} | {', '.join([*seconds, theirs[1]])} | {best.whole_cells:.1f} | "
+        f"{' | '.join(reached)} |"
+    )
+
+
+def bound_rate(cells: Cells) -> float | None:
+    """The bound as a share of all units; None where it would take too long."""
+    if cells.num_rows**2 * cells.num_columns > BOUND_WORK:
+        return None
+    return hit_bound(cells) / max(int(cells.id_lengths[cells.ids].sum()), 1)
+
+
+def compare_synthetic(rows: int) -> str:
+    """Tables of unseen shapes: predicted hit rates, which the tests hold against counts."""
+    head = (
+        f"| synthetic, {rows:,} rows | columns | sort | fixed | ggr | tree | tree less the better of fixed and ggr | "
+        "auto in whole cells | bound | reached |\n"
+    )
+    lines, gains = [], []
+    for name, table in tables(rows=rows).items():
+        cells = encode(table)
+        stats = reorder(cells).stats
+        rates = {method: 100 * stats.share(hits) for method, hits in stats.candidates.items()}
+        gains.append(rates["tree"] - max(rates["fixed"], rates["ggr"]))
+        bound, whole = bound_rate(cells), 100 * stats.share(stats.hit_units)
+        reached = ("", "") if bound is None else (f"{100 * bound:.1f}", f"{whole / bound:.0f} %" if bound else "")
+        by_method = " | ".join(f"{rates[method]:.1f}" for method in ("sort", "fixed", "ggr", "tree"))
+        lines.append(
+            f"| {name} | {table.num_columns} | {by_method} | {gains[-1]:+.1f} | {whole:.1f} | {' | '.join(reached)} |"
+        )
+        print(f"{name}: done", file=sys.stderr, flush=True)
+    below = sum(gain < -0.05 for gain in gains)
+    verdict = (
+        f"`tree` alone is below the better of `fixed` and `ggr` on {below} of {len(gains)} tables; `auto` never is."
+    )
+    return "\n".join([head + rule(head), *lines, "", verdict, ""])
+
+
+def compare_lists(paths: list[Path], options: argparse.Namespace) -> str:
+    """Order-free lists: as one cell with sorted items, before or behind all else, or node by node."""
+    ways = ("list first", "list after shared", "list by node", "list by node, rather early")
+    head = "| order-free lists | rows x columns | as given | as cells | before | behind | by node | auto | CPU s |\n"
+    lines = []
+    given = [(f"{p.stem}, one list", as_one_list(read(p, options.seed)), ["contexts"]) for p in paths if is_squad(p)]
+    for name, table, lists in [*given, *list_tables(rows=options.synthetic_rows)]:
+        ordering, seconds, _ = run_apart(*runs_of(table, unordered=lists))
+        stats = ordering.stats
+        rates = {way: 100 * stats.share(hits) for way, hits in stats.candidates.items()}
+        cells = max(rates[method] for method in ("sort", "fixed", "ggr", "tree"))
+        first, behind, *by_node = (rates.get(way, 0.0) for way in ways)
+        shown = [rates["none"], cells, first, behind, max(by_node), 100 * stats.hit_rate]
+        figures = " | ".join(f"{rate:.1f}" if rate else "as before" for rate in shown)
+        lines.append(f"| {name} | {table.num_rows:,} x {table.num_columns} | {figures} | {seconds:.2f} |")
+    return "\n".join([head + rule(head), *lines, ""])
+
+
+def is_squad(path: Path) -> bool:
+    return path.stem == "squad_rag5"
+
+
+def as_one_list(table: pa.Table) -> pa.Table:
+    contexts = [table.column(f"context{i}").to_pylist() for i in range(1, 6)]
+    return pa.table({"question": table["question"], "contexts": [list(row) for row in zip(*contexts)]})
+
+
+def system() -> str:
+    versions = f"Python {platform.python_version()}, numpy {np.__version__}, pyarrow {pa.__version__}"
+    return f"{platform.machine()}, {versions}; one thread, other work may have run on the machine.\n"
 
 
 if __name__ == "__main__":
