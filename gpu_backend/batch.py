@@ -43,7 +43,8 @@ class StepBatch:
     block_size: int
     structure: int
     """Equal to the last step's if rows, paths and query lengths are the same; then, of the table, only
-    `query_position` and the length of each row's last node have changed, and more blocks may have come to these."""
+    `query_position` and the length of each row's last node have changed, and more blocks may have come to these.
+    Below 0: not known."""
 
 
 class BatchBuilder:

@@ -21,7 +21,7 @@ from .intake import Intake
 from .kernel_choice import resolve_kernels
 from .loading import eos_token_ids, load_model, max_context, resolve_device
 from .masks import MaskMaker, StepMasks
-from .memory import max_logit_rows, num_kv_blocks
+from .memory import plan_memory
 from .model_runner import ModelRunner
 from .output import CANNOT_GO_ON
 from .readout import NOT_A_NUMBER, next_tokens, score_labels
@@ -37,7 +37,6 @@ from .tree import PrefixTree
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_MAX_BATCH_TOKENS = {"cuda": 8192}  # elsewhere 1024: larger steps do not make CPU products faster
 _MAX_RUNNING = {"cuda": 1024}  # elsewhere 256
 
 
@@ -83,7 +82,7 @@ class Engine:
             dtype: "float32", "bfloat16", "float16" or "auto": a model object's own; bfloat16 on CUDA; on a CPU the
                 checkpoint's where the processor computes in it, else float32. See `dtypes.resolve_dtype`.
             kv_memory: bytes of the KV pool, or a text such as "2GiB"; None takes a share of what is free.
-            max_batch_tokens: tokens of one step at most; None chooses by device.
+            max_batch_tokens: tokens of one step at most; None chooses by device and by what is free.
             tokenizer: where the tokenizer is, if not with the model.
             trust_remote_code: whether the model's own Python code may run.
             block_size: tokens of one KV block.
@@ -107,7 +106,8 @@ class Engine:
 
         Raises:
             ModelError: the model cannot be loaded or its architecture is not supported.
-            MemoryBudgetError: the KV budget is malformed, less than a block, or more than there is.
+            MemoryBudgetError: the KV budget is malformed or less than a block, or it and the steps need more memory
+                than there is.
         """
         limits = {"block_size": block_size, "max_running": max_running, "window": window}
         for name, value in {**limits, "max_batch_tokens": max_batch_tokens}.items():
@@ -133,21 +133,25 @@ class Engine:
             fused=fused,
             shared=isinstance(model, torch.nn.Module),
         )
-        num_blocks = num_kv_blocks(
+        max_running = max_running or _MAX_RUNNING.get(self.device.type, 256)
+        self.memory = plan_memory(
             kv_memory,
+            max_batch_tokens,
+            max_running=max_running,
+            step=self._runner.step_memory(),
             bytes_per_token=self._runner.kv_bytes_per_token,
             block_size=block_size,
             context=self.max_context,
+            weights=self._runner.weight_bytes,
             device=self.device,
         )
-        self._runner.allocate(num_blocks * block_size)
-        self._pool = BlockPool(num_blocks, block_size)
-        max_logits = max_logit_rows(self._runner.vocab_size)
+        self._runner.allocate(self.memory.num_blocks * block_size)
+        self._pool = BlockPool(self.memory.num_blocks, block_size)
         self._scheduler = Scheduler(
             PrefixTree(self._pool, sharing=prefix_sharing, caching=prefix_cache),
-            max_tokens=max_batch_tokens or _MAX_BATCH_TOKENS.get(self.device.type, 1024),
-            max_logits=max_logits,
-            max_running=min(max_running or _MAX_RUNNING.get(self.device.type, 256), max_logits),
+            max_tokens=self.memory.max_batch_tokens,
+            max_logits=self.memory.max_logits,
+            max_running=min(max_running, self.memory.max_logits),
             share_in_step=share_in_step,
             exact_admission=exact_admission,
         )

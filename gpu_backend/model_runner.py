@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .activations import StepMemory, step_memory
 from .attention import ShapeProbe
 from .batch import StepBatch
 from .decoder import FusedDecoder
@@ -58,6 +59,7 @@ class ModelRunner:
         self.cascade = cascade
         self.kernels = kernels
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
+        self.weight_bytes = sum(weight.nbytes for weight in model.parameters())  # the decoder may empty them
         self.decoder: FusedDecoder | None = None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._min_skipped_tokens = _MIN_SKIPPED_TOKENS.get(device.type, 64)
@@ -73,6 +75,12 @@ class ModelRunner:
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV that one token takes in all layers."""
         return sum(shape.num_elements() for shape in self.layer_shapes) * self.dtype.itemsize
+
+    def step_memory(self) -> StepMemory:
+        """What the memory of one step depends on."""
+        return step_memory(
+            self.model, self.layer_shapes, dtype=self.dtype, device=self.device, kernels=self.kernels
+        )
 
     def allocate(self, num_slots: int) -> None:
         """Make the KV pool."""
