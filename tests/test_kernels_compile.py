@@ -50,7 +50,10 @@ def attention_launches(capability: int, *, processors: int = 132, **model) -> li
 
 @pytest.mark.parametrize(
     ("name", "capability"),
-    [*((name, 90) for name in MODELS), *((name, sm) for name in ("llama 8b", "gemma2") for sm in (80, 100))],
+    [
+        *((name, 90) for name in MODELS),
+        *((name, sm) for name in ("llama 8b", "qwen2 0.5b", "gemma2") for sm in (80, 100)),
+    ],
 )
 def test_attention_fits_shared_memory_and_runs_on_tensor_cores(name, capability):
     compiled = attention_launches(capability, **MODELS[name])
@@ -93,7 +96,8 @@ def test_common_shapes_fit_a_workstation_card():
         assert one.kernel.metadata.shared <= SHARED_MEMORY[86]
 
 
-@pytest.mark.parametrize(("dtype", "capability"), [(BF16, 80), (BF16, 90), (BF16, 100), (FP16, 90)], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_other_kernels_compile_in_the_shapes_of_a_model(dtype, capability):
     tokens, heads, kv_heads, dim, hidden, vocab = 5, 32, 8, 128, 4096, 128_256
 

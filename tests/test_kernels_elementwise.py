@@ -55,6 +55,25 @@ else:
         assert out[4].eq(0).all()
         assert out[2].eq(9.0).all()
 
+    def test_slots_beyond_the_reach_of_int32():
+        from llmsql.kernels.kv_write import write_kv
+        from llmsql.kernels.rotary import rotary_and_write
+
+        slots, stride = 17, 2**28
+        try:  # virtual memory; only the pages that are touched are ever there
+            storage = torch.empty((slots - 1) * stride + 8, dtype=torch.float16)
+        except RuntimeError:
+            pytest.skip("not enough virtual memory for a pool of 2**32 elements")
+        far, near = storage.as_strided((slots, 1, 8), (stride, 8, 1)), torch.zeros(slots, 1, 8, dtype=torch.float16)
+        x, last = torch.randn(1, 1, 8, dtype=torch.float16), torch.tensor([slots - 1])
+        write_kv(x, x, far, near, last)
+        assert torch.equal(far[-1], x[0])
+        write_kv(x + 1, x + 1, near, far, last)
+        assert torch.equal(far[-1], x[0] + 1)
+        right_angle = torch.zeros(1, 4), torch.ones(1, 4)
+        rotary_and_write(x, x, x, *right_angle, torch.tensor([0]), far, near, last)
+        assert torch.equal(far[-1, 0], torch.cat([-x[0, 0, 4:], x[0, 0, :4]]))
+
     def test_engine_operators_have_the_same_answers():
         # The seam of the fused decoder, in torch and in Triton, on views of one merged projection.
         from llmsql.gpu_backend.operators import TorchOperators
