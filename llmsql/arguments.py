@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmsql.answers import ARROW_TYPES
 from llmsql.errors import CallError
-from llmsql.functions import Call, Function, make_call
+from llmsql.functions import FUNCTIONS, Call, Function, cached_type, make_call
 from llmsql.planner.calls import unique_names
 
 
@@ -21,14 +20,16 @@ def answer_arguments(
 ) -> pa.Array:
     """The values of `function(*columns)`, [rows]: constants such as the prompt come as columns too.
 
+    Values whose type depends on the call (llm_extract) come as text, which SQL can cast to it.
+
     Args:
         function: what is called.
-        columns: prompt, labels where the function has them, then the fields; [rows] each. Fields have no names here,
-            except for those in structs.
-        answer: (call without its prompt, fields, prompts) to values; called once for each list of labels.
+        columns: prompt, labels or schema where the function has them, then the fields; [rows] each. Fields have no
+            names here, except for those in structs.
+        answer: (call without its prompt, fields, prompts) to values; called once for each list of labels or schema.
 
     Raises:
-        CallError: no field, a prompt that is no text, or labels that are none.
+        CallError: no field, a prompt that is no text, labels or a schema that are none.
     """
     fields = fields_table(columns[function.leading :], [])
     if not fields.num_columns:
@@ -37,16 +38,24 @@ def answer_arguments(
     if pa.types.is_nested(prompts.type):
         raise CallError(f"{function.name}: the prompt must be a text, not {prompts.type}: {function.usage}")
     prompts = prompts.cast(pa.string())
-    labels = columns[1] if function.leading == 2 else None
-    if labels is not None and not _is_list(labels.type):
-        raise CallError(f"{function.name}: labels must be a list of texts, not {labels.type}: {function.usage}")
+    second = columns[1] if function.leading == 2 else None
+    if second is not None and function.second == "labels" and not _is_list(second.type):
+        raise CallError(f"{function.name}: labels must be a list of texts, not {second.type}: {function.usage}")
     values: list[Any] = [None] * fields.num_rows
-    for choices, rows in _by_labels(labels, fields.num_rows):
-        call = make_call(function.name, None, choices)
+    for constant, rows in _by_second(second, fields.num_rows):
+        call = make_call(function.name, None, constant)
         taken = pa.array(rows)
-        for row, value in zip(rows, answer(call, fields.take(taken), prompts.take(taken)).to_pylist()):
+        found = sql_texts(call, answer(call, fields.take(taken), prompts.take(taken)))
+        for row, value in zip(rows, found.to_pylist()):
             values[row] = value
-    return pa.array(values, ARROW_TYPES[function.sql_type])
+    return pa.array(values, cached_type(function.sql_type).arrow)
+
+
+def sql_texts(call: Call, values: pa.Array) -> pa.Array:
+    """Values of a call as the SQL engine takes them from a function: as text where the type depends on the call."""
+    if call.sql_type == FUNCTIONS[call.function].sql_type:
+        return values
+    return pa.array([call.answer_type.text_of(value) for value in values.to_pylist()], pa.string())
 
 
 def fields_table(columns: Sequence[pa.ChunkedArray], names: Sequence[str]) -> pa.Table:
@@ -78,11 +87,11 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _by_labels(labels: pa.ChunkedArray | None, rows: int) -> list[tuple[Any, np.ndarray]]:
-    """The rows, grouped by their list of labels; nearly always one group."""
-    if labels is None:
+def _by_second(second: pa.ChunkedArray | None, rows: int) -> list[tuple[Any, np.ndarray]]:
+    """The rows, grouped by their list of labels or their schema; nearly always one group."""
+    if second is None:
         return [(None, np.arange(rows))]
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for row, value in enumerate(labels.to_pylist()):
-        groups.setdefault(tuple(value) if isinstance(value, list) else (value,), []).append(row)
-    return [(list(choices), np.array(members)) for choices, members in groups.items()]
+    groups: dict[str, tuple[Any, list[int]]] = {}
+    for row, value in enumerate(second.to_pylist()):
+        groups.setdefault(repr(value), (value, []))[1].append(row)
+    return [(value, np.array(members)) for value, members in groups.values()]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmsql.functions import Call
-from llmsql.optimizer import Cells, Ordering, encode, prefix_hits, reorder
+from llmsql.optimizer import Cells, Ordering, arrange_items, encode, prefix_hits, reorder
 from llmsql.prompt import DATA_CLOSE, DATA_OPEN, Template, parse_template, question
 from llmsql.settings import Settings
 
@@ -44,12 +44,18 @@ def prepare_prompts(
     prefix, suffix = tokenizer.chat_frame(call.system)
     if template is not None:
         return PlacedPrompts(call, template, fields, tokenizer, prefix, suffix, sort=settings.reorder)
+    ordering = None
+    if call.unordered and call.reorder and settings.reorder:
+        # The items are put in place by their characters; what they share is then found in tokens like all else.
+        ordering = reorder(fields, unordered=call.unordered)
+        fields = arrange_items(fields, ordering)
     cells = encode(fields)
     tokens = [tokenizer.encode_cells(texts.to_pylist()) for texts in cells.texts]
     lengths = [np.fromiter((len(ids) for ids in column), np.int64, len(column)) for column in tokens]
     cells = cells.with_lengths(lengths)
-    opening = question(call.prompt, call.choices) + DATA_OPEN
-    return FreePrompts(cells, tokens, order(cells, call, settings), opening, tokenizer, prefix, suffix)
+    opening = question(call.prompt, call.wanted) + DATA_OPEN
+    ordering = order(cells, call, settings) if ordering is None else ordering
+    return FreePrompts(cells, tokens, ordering, opening, tokenizer, prefix, suffix)
 
 
 def order(cells: Cells, call: Call, settings: Settings) -> Ordering:
@@ -144,7 +150,7 @@ class PlacedPrompts:
         data = [texts.to_pylist() for texts in cells.texts] if cells is not None else []
 
         def text(row: int) -> str:
-            user = question(self.template.fill([column[row] for column in placed]), self.call.choices)
+            user = question(self.template.fill([column[row] for column in placed]), self.call.wanted)
             if cells is None:
                 return user.removesuffix("\n")
             body = "".join(data[column][code] for column, code in enumerate(cells.codes[row]) if code >= 0)

@@ -51,7 +51,7 @@ def _common(call: Call, settings: Settings) -> dict[str, Any]:
     shown.update(
         version=VERSION,
         prompt=call.prompt,
-        max_tokens=None if call.choices is not None else call.max_tokens or settings.max_output_tokens,
+        max_tokens=None if call.choices is not None else call.output_tokens(settings.max_output_tokens),
         pinned=not call.reorder,
         dtype=settings.dtype,
         # Who switches an optimisation off wants to see answers that were made without it.

@@ -60,8 +60,8 @@ class CachingModel:
         try:
             for answer in answers:
                 row = int(missing[answer.row])
-                if answer.error is None and answer.text is not None and _is_value(call, answer.text):
-                    writer.add(keys[row], CachedAnswer(answer.text, answer.truncated))
+                if answer.error is None and _is_value(call, answer):
+                    writer.add(keys[row], CachedAnswer(answer.text or "", answer.truncated))
                 yield Answer(row, answer.text, answer.error, answer.truncated)
         finally:
             writer.close()
@@ -114,9 +114,11 @@ class _Writer:
         self._written = time.monotonic()
 
 
-def _is_value(call: Call, text: str) -> bool:
+def _is_value(call: Call, answer: Answer) -> bool:
+    if answer.text is None or (answer.truncated and not call.is_free):
+        return False
     try:
-        parse_answer(call, text)
+        parse_answer(call, answer.text)
     except ValueError:
         return False
     return True

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import duckdb
 import pyarrow as pa
 
-from llmsql.arguments import answer_arguments, fields_table
+from llmsql.arguments import answer_arguments, fields_table, sql_texts
 from llmsql.budget import Budget
 from llmsql.functions import FUNCTIONS, Call, Function
 from llmsql.models import ModelSet
@@ -97,7 +97,7 @@ class ChunkFunctions:
         """A call that the planner left in place: the call as JSON, the prompt if it varies, the fields as a struct."""
         call = Call.from_json(calls[0].as_py())
         named = fields_table([fields], [])
-        return self._evaluate(call, fields_table(named.columns, named.column_names), prompts)
+        return sql_texts(call, self._evaluate(call, fields_table(named.columns, named.column_names), prompts))
 
     def _evaluate(self, call: Call, fields: pa.Table, prompts: pa.ChunkedArray) -> pa.Array:
         statistics = StageStatistics(call=f"{call.function}({call.prompt or '…'})", place="in place")

@@ -18,7 +18,7 @@ from llmsql.settings import Settings
 from llmsql.statistics import StageStatistics
 
 if TYPE_CHECKING:
-    from llmsql.gpu_backend import Completion, Engine, PromptTokenizer, Request
+    from llmsql.gpu_backend import Completion, Engine, Grammar, PromptTokenizer, Request
 
 
 class EmbeddedModel:
@@ -113,15 +113,31 @@ class EmbeddedModel:
 def _requests(call: Call, prompts: Iterable[tuple[int, np.ndarray]], settings: Settings) -> Iterator[Request]:
     from llmsql.gpu_backend import Request
 
+    grammar = _grammar(call)
     for row, token_ids in prompts:
         yield Request(
             id=row,
             token_ids=token_ids,
-            max_tokens=call.max_tokens or settings.max_output_tokens,
+            max_tokens=call.output_tokens(settings.max_output_tokens),
             temperature=call.temperature,
             seed=call.seed,
             choices=call.choices,
+            grammar=grammar,
         )
+
+
+def _grammar(call: Call) -> Grammar | None:
+    """What the answer is constrained to, where it is not one of a few choices."""
+    from llmsql.gpu_backend import Grammar
+
+    if call.choices is not None:
+        return None
+    if call.function == "llm_score":
+        return Grammar.json_schema({"type": "number", "minimum": call.minimum, "maximum": call.maximum})
+    if call.schema is not None:
+        return Grammar.json_schema(call.schema)
+    pattern = call.regex if call.regex is not None else call.answer_type.pattern
+    return None if pattern is None else Grammar.regex(pattern)
 
 
 class _Meter:

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from llmsql.errors import CallError
+from llmsql.types import AnswerType, parse_type, schema_type
+
+cached_type = lru_cache(maxsize=256)(parse_type)
 
 
 @dataclass(frozen=True)
 class Function:
-    """One SQL function. `leading` counts the arguments before the fields: prompt, then labels where there are any."""
+    """One SQL function. `leading` counts the arguments before the fields: prompt, then `second` where there is one.
+
+    `sql_type` is the type of its values when no option says otherwise. Of a function whose values have a type of their
+    own for each call (llm_extract) it is that of their text.
+    """
 
     name: str
     sql_type: str
     leading: int
     usage: str
     options: tuple[str, ...]
+    second: str | None = None
 
 
-COMMON_OPTIONS = ("system", "on_error", "reorder", "model")
+COMMON_OPTIONS = ("system", "on_error", "reorder", "unordered", "model")
 FUNCTIONS: dict[str, Function] = {
     function.name: function
     for function in (
@@ -31,16 +41,28 @@ FUNCTIONS: dict[str, Function] = {
             "VARCHAR",
             1,
             "llm(prompt, field…)",
-            ("max_tokens", "temperature", "seed", "choices", *COMMON_OPTIONS),
+            ("max_tokens", "temperature", "seed", "choices", "return_type", "schema", "regex", *COMMON_OPTIONS),
         ),
         Function("llm_filter", "BOOLEAN", 1, "llm_filter(prompt, field…)", COMMON_OPTIONS),
-        Function("llm_classify", "VARCHAR", 2, "llm_classify(prompt, labels, field…)", COMMON_OPTIONS),
+        Function("llm_classify", "VARCHAR", 2, "llm_classify(prompt, labels, field…)", COMMON_OPTIONS, "labels"),
+        Function(
+            "llm_extract",
+            "VARCHAR",
+            2,
+            "llm_extract(prompt, schema, field…)",
+            ("max_tokens", "temperature", "seed", *COMMON_OPTIONS),
+            "a schema",
+        ),
+        Function("llm_score", "DOUBLE", 1, "llm_score(prompt, field…)", ("min", "max", *COMMON_OPTIONS)),
     )
 }
 # Named by the design and by peers, but not built yet: said so by name instead of "unknown option".
-PLANNED_OPTIONS = ("return_type", "schema", "regex", "adapter", "unordered")
-PLANNED_FUNCTIONS = ("llm_extract", "llm_score", "llm_agg")
+PLANNED_OPTIONS = ("adapter",)
+PLANNED_FUNCTIONS = ("llm_agg",)
 FILTER_CHOICES = ("Yes", "No")
+SCORES = (0.0, 10.0)
+MAX_SCORE_LABELS = 101  # whole numbers are compared as labels up to so many; beyond, the number is written
+JSON_TOKENS = 512  # default length of an answer in JSON, at least
 
 
 @dataclass(frozen=True)
@@ -49,6 +71,8 @@ class Call:
 
     `prompt` is None when the prompt is not constant and comes as the first column of the stage's input.
     `choices` are the texts the answer is constrained to, or None for free text.
+    `return_type` is the SQL type of the value when it is not the function's own; `schema` the JSON schema that the
+    answer is constrained to, `regex` a regular expression, `minimum` and `maximum` the bounds of a score.
     """
 
     function: str
@@ -61,11 +85,49 @@ class Call:
     on_error: str | None = None
     reorder: bool = True
     model: str | None = None
+    return_type: str | None = None
+    schema: str | None = None
+    regex: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    unordered: tuple[str, ...] = ()
 
     @property
     def sql_type(self) -> str:
         """The DuckDB type of the call's value."""
-        return FUNCTIONS[self.function].sql_type
+        return self.return_type or FUNCTIONS[self.function].sql_type
+
+    @property
+    def answer_type(self) -> AnswerType:
+        """The type of the call's value, in all its forms."""
+        return cached_type(self.sql_type)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether any text is an answer, also one that was cut."""
+        return self.choices is None and self.regex is None and self.answer_type.kind == "text"
+
+    @property
+    def wanted(self) -> str | None:
+        """The line of the prompt that says what an answer looks like, if it says so."""
+        if self.function == "llm_score":
+            kind = "a number" if self.choices is None else "a whole number"
+            return f"Answer with {kind} from {self.minimum:g} to {self.maximum:g}"
+        if self.choices is not None:
+            labels = ", ".join(json.dumps(choice, ensure_ascii=False) for choice in self.choices)
+            return f"Answer with exactly one of: {labels}"
+        if self.regex is not None:
+            return f"Answer with a text that matches this regular expression: {self.regex}"
+        if self.schema is not None:
+            return f"Answer with JSON of this schema: {self.schema}"
+        hint = self.answer_type.hint
+        return None if hint is None else f"Answer with {hint}"
+
+    def output_tokens(self, default: int) -> int:
+        """The longest answer in tokens, where the session's setting is `default`."""
+        if self.max_tokens is not None:
+            return self.max_tokens
+        return max(default, JSON_TOKENS) if self.schema is not None else default
 
     def with_prompt(self, prompt: str) -> Call:
         """The same call with its prompt known."""
@@ -74,9 +136,11 @@ class Call:
     def options(self) -> dict[str, Any]:
         """The options that a `Model` sees: function, choices and those the user set."""
         shown = asdict(self)
-        del shown["prompt"], shown["on_error"], shown["reorder"], shown["model"]
+        del shown["prompt"], shown["on_error"], shown["reorder"], shown["model"], shown["unordered"]
         if self.choices is not None:
             shown["choices"] = list(self.choices)
+        if self.schema is not None:
+            shown["schema"] = json.loads(self.schema)
         return {name: value for name, value in shown.items() if value is not None}
 
     def to_json(self) -> str:
@@ -89,42 +153,112 @@ class Call:
         parts = json.loads(text)
         if parts["choices"] is not None:
             parts["choices"] = tuple(parts["choices"])
+        parts["unordered"] = tuple(parts["unordered"])
         return cls(**parts)
 
 
-def make_call(
-    function: str, prompt: str | None, labels: Sequence[Any] | None = None, options: Mapping[str, Any] | None = None
-) -> Call:
-    """Check a call's constant parts and put them together.
+def make_call(function: str, prompt: str | None, second: Any = None, options: Mapping[str, Any] | None = None) -> Call:
+    """Check a call's constant parts and put them together; `second` are its labels, or its schema.
 
     Raises:
-        CallError: an unknown or ill-typed option, labels missing, empty or repeated.
+        CallError: an unknown or ill-typed option, labels missing, empty or repeated, a schema that is none.
     """
-    options = dict(options or {})
+    options = {name: value for name, value in dict(options or {}).items() if value is not None}
     spec = FUNCTIONS[function]
     _check_option_names(spec, options)
-    choices = options.pop("choices", None)
-    if function == "llm_filter":
-        choices = FILTER_CHOICES
-    elif function == "llm_classify":
-        choices = labels
-    if choices is not None:
-        choices = _check_choices(spec, choices)
     for name, check, wanted in _OPTION_CHECKS:
-        if options.get(name) is not None and not check(options[name]):
+        if name in options and not check(options[name]):
             raise CallError(f"{function}: option {name!r} must be {wanted}, not {options[name]!r}")
-    options = {name: value for name, value in options.items() if value is not None}
-    return Call(function=function, prompt=prompt, choices=choices, **options)
+    if function == "llm_filter":
+        options["choices"] = FILTER_CHOICES
+    elif function == "llm_classify":
+        options["choices"] = second
+    elif function == "llm_extract":
+        options["schema"] = second
+    elif function == "llm_score":
+        options.update(_score_options(options.pop("min", SCORES[0]), options.pop("max", SCORES[1])))
+    constraints = [name for name in ("choices", "schema", "regex", "return_type") if name in options]
+    if function == "llm" and len(constraints) > 1:
+        raise CallError(f"{function}: give one of the options {' and '.join(map(repr, constraints))}, not both")
+    if "choices" in options or function == "llm_classify":
+        options["choices"] = _check_choices(spec, options.get("choices"))
+    if "schema" in options or function == "llm_extract":
+        options.update(_schema_options(spec, options.get("schema")))
+    if "return_type" in options:
+        options.update(_type_options(spec, options["return_type"]))
+    if "unordered" in options:
+        options["unordered"] = tuple(options["unordered"])
+    return Call(function=function, prompt=prompt, **options)
+
+
+def _type_options(spec: Function, sql: str) -> dict[str, Any]:
+    """What a declared type asks of the answer: a choice, a pattern (known from the type), or JSON."""
+    try:
+        declared = parse_type(sql)
+    except CallError as problem:
+        raise CallError(f"{spec.name}: {problem}") from None
+    options: dict[str, Any] = {"return_type": declared.sql}
+    if declared.kind == "boolean":
+        options["choices"] = FILTER_CHOICES
+    elif declared.kind == "enum":
+        options["choices"] = declared.labels
+    elif declared.is_json:
+        options["schema"] = json.dumps(declared.json_schema(), ensure_ascii=False)
+    return options
+
+
+def _schema_options(spec: Function, schema: Any) -> dict[str, Any]:
+    """The type and the JSON schema of a schema given as JSON, as a value of SQL, or as a SQL type."""
+    text = schema.strip() if isinstance(schema, str) else ""
+    try:
+        if isinstance(schema, str) and not text.startswith("{"):
+            declared = parse_type(text)
+            if not declared.is_json:
+                raise CallError(f"{text!r} has no members; write one such as 'STRUCT(name VARCHAR, born DATE)'")
+            found: Any = declared.json_schema()
+        else:
+            declared = schema_type(schema)
+            found = json.loads(schema) if isinstance(schema, str) else schema
+    except CallError as problem:
+        raise CallError(f"{spec.name}: {problem}") from None
+    return {"return_type": declared.sql, "schema": json.dumps(found, ensure_ascii=False)}
+
+
+def _score_options(minimum: float, maximum: float) -> dict[str, Any]:
+    low, high = float(minimum), float(maximum)
+    if not low < high:
+        raise CallError(f"llm_score: 'min' must be less than 'max', not {minimum!r} and {maximum!r}")
+    options: dict[str, Any] = {"minimum": low, "maximum": high}
+    if low == int(low) and high == int(high) and high - low < MAX_SCORE_LABELS:
+        options["choices"] = [str(score) for score in range(int(low), int(high) + 1)]
+    return options
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_regex(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+
+
 _OPTION_CHECKS: tuple[tuple[str, Any, str], ...] = (
     ("max_tokens", lambda v: _is_int(v) and v >= 1, "a whole number of at least 1"),
-    ("temperature", lambda v: (_is_int(v) or isinstance(v, float)) and v >= 0, "a number of at least 0"),
+    ("temperature", lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
     ("seed", lambda v: _is_int(v) and v >= 0, "a whole number of at least 0"),
+    ("min", _is_number, "a number"),
+    ("max", _is_number, "a number"),
+    ("return_type", lambda v: isinstance(v, str), "a SQL type such as 'INTEGER'"),
+    ("regex", _is_regex, "a regular expression"),
+    ("unordered", _are_names, "a list of field names such as ['contexts']"),
     ("system", lambda v: isinstance(v, str), "a text"),
     ("model", lambda v: isinstance(v, str), "a model's name"),
     ("on_error", lambda v: v in ("null", "fail"), "'null' or 'fail'"),

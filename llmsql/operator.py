@@ -99,6 +99,10 @@ def _answer_rows(
         statistics.asked += not answer.cached
         targets = rows[answer.row : answer.row + 1] if copies is None else rows[copies[answer.row]]
         value, error = None, answer.error
+        if error is None and answer.truncated and not call.is_free:
+            error = (
+                f"the answer was cut after {call.output_tokens(settings.max_output_tokens)} tokens: raise max_tokens"
+            )
         if error is None:
             assert answer.text is not None
             try:

@@ -3,7 +3,7 @@
 The frame is one user turn. Without placeholders it reads
 
     Question: {prompt}
-    Answer with exactly one of: "Yes", "No"        (only when there are choices)
+    Answer with exactly one of: "Yes", "No"        (only when the answer is constrained, see `Call.wanted`)
     Data:
     {
     "title": "...",
@@ -15,7 +15,6 @@ and the cells between the braces come from `llmsql.optimizer.render`, in the ord
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,18 +24,14 @@ from llmsql.errors import CallError
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_][\w./ -]*)\}")
 
 
-def question(prompt: str, choices: Sequence[str] | None) -> str:
-    """The head of the user turn, up to the line before the data.
+def question(prompt: str, wanted: str | None) -> str:
+    """The head of the user turn, up to the line before the data; `wanted` says what an answer looks like.
 
-    >>> print(question("Is it positive?", ["Yes", "No"]), end="")
+    >>> print(question("Is it positive?", 'Answer with exactly one of: "Yes", "No"'), end="")
     Question: Is it positive?
     Answer with exactly one of: "Yes", "No"
     """
-    head = f"Question: {prompt}\n"
-    if choices is not None:
-        labels = ", ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
-        head += f"Answer with exactly one of: {labels}\n"
-    return head
+    return f"Question: {prompt}\n" + ("" if wanted is None else f"{wanted}\n")
 
 
 DATA_OPEN = "Data:\n{\n"

@@ -15,7 +15,7 @@ from llmsql.spark.requirements import check_java, check_pyspark
 
 check_pyspark()  # before the imports that need it, so that what is missing is said in one line
 
-from llmsql.spark.columns import llm, llm_classify, llm_filter  # noqa: E402
+from llmsql.spark.columns import llm, llm_classify, llm_extract, llm_filter, llm_score  # noqa: E402
 from llmsql.spark.registration import register, statistics  # noqa: E402
 
-__all__ = ["check_java", "llm", "llm_classify", "llm_filter", "register", "statistics"]
+__all__ = ["check_java", "llm", "llm_classify", "llm_extract", "llm_filter", "llm_score", "register", "statistics"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -27,7 +27,8 @@ def llm(prompt: str, *fields: Field, **options: Any) -> Column:
     Args:
         prompt: what to ask.
         *fields: what to ask about.
-        **options: max_tokens, temperature, seed, choices, system, on_error ('null' or 'fail'), reorder, model.
+        **options: max_tokens, temperature, seed, choices, return_type, schema, regex, system, on_error ('null' or
+            'fail'), reorder, unordered, model.
 
     Raises:
         CallError: no field, or an unknown or ill-typed option; raised here, before Spark runs anything.
@@ -68,12 +69,39 @@ def llm_classify(prompt: str, labels: Sequence[str], *fields: Field, **options: 
     return _column("llm_classify", prompt, labels, fields, options)
 
 
-def _column(
-    name: str, prompt: str, labels: Sequence[str] | None, fields: tuple[Field, ...], options: dict[str, Any]
-) -> Column:
+def llm_extract(prompt: str, schema: str | Mapping[str, Any], *fields: Field, **options: Any) -> Column:
+    """A struct of what the fields of each row say. Fields and errors as for `llm`.
+
+    Args:
+        prompt: what to look for.
+        schema: a SQL type such as `"STRUCT(name VARCHAR, born DATE)"` (in DuckDB's spelling), or a JSON schema.
+        *fields: where to look.
+        **options: max_tokens, temperature, seed, system, on_error ('null' or 'fail'), reorder, model.
+
+    Example:
+        df.select(llm_extract("The person", "STRUCT(name VARCHAR, born DATE)", "text").alias("person"))
+    """
+    return _column("llm_extract", prompt, schema, fields, options)
+
+
+def llm_score(prompt: str, *fields: Field, **options: Any) -> Column:
+    """A number for each row, from the option `min` (0) to `max` (10). Fields and errors as for `llm`.
+
+    Args:
+        prompt: what to judge.
+        *fields: what to judge it by.
+        **options: min, max, system, on_error ('null' or 'fail'), reorder, model.
+
+    Example:
+        df.orderBy(llm_score("How urgent is it?", "title", "body").desc())
+    """
+    return _column("llm_score", prompt, None, fields, options)
+
+
+def _column(name: str, prompt: str, second: Any, fields: tuple[Field, ...], options: dict[str, Any]) -> Column:
     if not isinstance(prompt, str) or not prompt:
         raise CallError(f"{name}: the prompt must be a text that is not empty, not {prompt!r}")
-    call = make_call(name, prompt, labels, options)
+    call = make_call(name, prompt, second, options)
     registration = last_registration()
     if call.model is not None:
         call = replace(call, model=portable_name(call.model))

@@ -11,18 +11,17 @@ from typing import Any
 from pyspark import Accumulator, SparkContext, cloudpickle
 from pyspark.sql import SparkSession
 from pyspark.sql.functions import arrow_udf
+from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.udf import UserDefinedFunction
 
 from llmsql import models
 from llmsql.errors import LlmsqlError, SettingError
-from llmsql.functions import FUNCTIONS, Call
+from llmsql.functions import FUNCTIONS, Call, cached_type
 from llmsql.model import Model
 from llmsql.settings import Settings
 from llmsql.spark.counters import Counters, make_counters, read_counters
 from llmsql.spark.partition import PartitionFunction, arrow_function
 from llmsql.statistics import QueryStatistics
-
-SPARK_TYPES = {"VARCHAR": "string", "BOOLEAN": "boolean"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Registration:
     def function(self, name: str, call: Call | None = None) -> UserDefinedFunction:
         """The function as a Spark UDF; see `PartitionFunction` for `call`."""
         body = arrow_function(PartitionFunction(name, call, self.model, self.settings, self.counters))
-        function = arrow_udf(body, SPARK_TYPES[FUNCTIONS[name].sql_type])
+        kind = cached_type(FUNCTIONS[name].sql_type) if call is None else call.answer_type
+        function = arrow_udf(body, from_arrow_type(kind.arrow, prefer_timestamp_ntz=True))
         # Spark may evaluate a deterministic call of one row twice, and would see two answers where they are drawn.
         return function.asNondeterministic() if call is not None and call.temperature > 0 else function
 
