@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SWITCHES: dict[str, dict[str, Any]] = {
     "engine": {},
     "engine, cascade=False": {"cascade": False},
+    "engine, split_keys=False": {"split_keys": False},
     "engine, kernels='torch'": {"kernels": "torch"},
     "engine, fused=False": {"fused": False},
     "engine, share_in_step=False": {"share_in_step": False},

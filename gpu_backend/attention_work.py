@@ -46,7 +46,8 @@ def plan_work(
 
     Each row's own keys, and each group's shared ones, are cut into blocks of query tokens. Blocks that fill the
     smallest tile at most go to one launch and all others to a second one, with the tile that fits them. Where a launch
-    has too few programs for the device's `processors`, keys are cut too, into runs of about equal length.
+    has too few programs for the device's `processors`, keys are cut too, into runs of about equal length; never where
+    `processors` is 0.
     """
     units = _units(table, groups)
     lanes = np.diff(units.start) * layer.group

@@ -73,6 +73,7 @@ class Engine:
         overlap_masks: bool | None = None,
         fused: bool = True,
         kernels: str = "auto",
+        split_keys: bool = True,
     ) -> None:
         """Load the model and make its KV pool.
 
@@ -100,6 +101,7 @@ class Engine:
                 takes no more than a quarter of the free memory.
             kernels: "auto" runs Triton's kernels on CUDA and torch elsewhere; "torch" runs torch everywhere, "triton"
                 Triton's kernels everywhere (on the CPU in Triton's interpreter, for tests).
+            split_keys: False lets one program of the attention kernel read all keys of a row, however idle the GPU is.
             forced_tokens: False asks the model also for the tokens about which a grammar leaves no choice.
             overlap_masks: whether the tokens that grammars allow are found beside the model instead of before it runs;
                 None does so on CUDA, where the host would wait.
@@ -130,6 +132,7 @@ class Engine:
             dtype=self.dtype,
             cascade=cascade,
             kernels=resolve_kernels(kernels, self.device),
+            split_keys=split_keys,
             fused=fused,
             shared=isinstance(model, torch.nn.Module),
         )

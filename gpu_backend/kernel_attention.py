@@ -31,13 +31,16 @@ class KernelAttention:
     list in another; there is one work list per sliding window and shape of heads.
     """
 
-    def __init__(self, batch: StepBatch, cache: KVCache, *, cascade: bool, device: torch.device) -> None:
+    def __init__(
+        self, batch: StepBatch, cache: KVCache, *, cascade: bool, device: torch.device, split_keys: bool = True
+    ) -> None:
         self.cache = cache
         self.slots = torch.from_numpy(batch.slots).to(device)
         self._device = device
         self._block_size = batch.block_size
         self._arrays = batch.table
         self._cascade = cascade
+        self._processors = num_processors(device) if split_keys else 0
         self._table = NodeTable(**dict(zip(vars(batch.table), to_device(list(vars(batch.table).values()), device))))
         self._work: dict[tuple[int, torch.Size, torch.Size, int | None], WorkList] = {}
 
@@ -87,7 +90,7 @@ class KernelAttention:
         costs = gpu_costs(heads=heads, kv_heads=kv_heads, **shape, itemsize=keys.itemsize)
         tiles = LayerTiles(kv_heads, group, tile_limits(**shape, group=group, dtype=keys.dtype), window)
         groups = shared_groups(self._arrays, costs) if self._cascade else []
-        work = plan_work(self._arrays, groups, tiles, processors=num_processors(self._device))
+        work = plan_work(self._arrays, groups, tiles, processors=self._processors)
         sent = to_device([getattr(work, name).numpy() for name in TENSORS], self._device)
         tensors: dict[str, Any] = dict(zip(TENSORS, sent))
         return replace(work, **tensors)

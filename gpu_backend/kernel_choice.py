@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
 
 from .errors import ModelError
+from .kv_cache import LayerShape
 
 
 def resolve_kernels(kernels: str, device: torch.device) -> bool:
@@ -26,3 +28,10 @@ def resolve_kernels(kernels: str, device: torch.device) -> bool:
                 " with TRITON_INTERPRET=1 set before the program starts"
             )
     return kernels == "triton" or (kernels == "auto" and device.type == "cuda" and find_spec("triton") is not None)
+
+
+def can_run(shapes: Sequence[LayerShape], dtype: torch.dtype) -> bool:
+    """Whether the attention kernel takes heads of these shapes in this type."""
+    from llmsql.kernels.attention import DTYPES, MAX_HEAD_DIM  # loads triton
+
+    return dtype in DTYPES and all(max(shape.key_dim, shape.value_dim) <= MAX_HEAD_DIM for shape in shapes)

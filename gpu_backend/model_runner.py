@@ -15,6 +15,7 @@ from .decoder import FusedDecoder
 from .decoder_families import NotFusedError, check_family, fuse
 from .decoder_layer import ReadRows
 from .errors import ModelError
+from .kernel_choice import can_run
 from .kv_cache import KVCache
 from .loading import max_context, no_interface
 from .logit_rows import logit_rows
@@ -49,6 +50,7 @@ class ModelRunner:
         dtype: torch.dtype,
         cascade: bool,
         kernels: bool = False,
+        split_keys: bool = True,
         fused: bool = True,
         shared: bool = False,
     ) -> None:
@@ -58,6 +60,7 @@ class ModelRunner:
         self.dtype = dtype
         self.cascade = cascade
         self.kernels = kernels
+        self.split_keys = split_keys
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
         self.weight_bytes = sum(weight.nbytes for weight in model.parameters())  # the decoder may empty them
         self.decoder: FusedDecoder | None = None
@@ -65,6 +68,9 @@ class ModelRunner:
         self._min_skipped_tokens = _MIN_SKIPPED_TOKENS.get(device.type, 64)
         self._probed = self._probe()
         self.layer_shapes = [shape for _, shape in sorted(self._probed.shapes.items())]
+        if self.kernels and not can_run(self.layer_shapes, dtype):
+            logger.info("%s runs by torch's operators: its heads are too large for the kernels", type(model).__name__)
+            self.kernels = False
         self.cache: KVCache | None = None
         self._last_attention: StepAttention | None = None
         if fused:
@@ -78,9 +84,7 @@ class ModelRunner:
 
     def step_memory(self) -> StepMemory:
         """What the memory of one step depends on."""
-        return step_memory(
-            self.model, self.layer_shapes, dtype=self.dtype, device=self.device, kernels=self.kernels
-        )
+        return step_memory(self.model, self.layer_shapes, dtype=self.dtype, device=self.device, kernels=self.kernels)
 
     def allocate(self, num_slots: int) -> None:
         """Make the KV pool."""
@@ -129,7 +133,7 @@ class ModelRunner:
             return StepAttention(batch, cache, cascade=self.cascade, device=self.device, previous=self._last_attention)
         from .kernel_attention import KernelAttention  # loads triton
 
-        return KernelAttention(batch, cache, cascade=self.cascade, device=self.device)
+        return KernelAttention(batch, cache, cascade=self.cascade, split_keys=self.split_keys, device=self.device)
 
     def _call(
         self,

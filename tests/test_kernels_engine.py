@@ -85,18 +85,32 @@ else:
     @pytest.mark.parametrize("seed", range(4))
     def test_steps_of_random_batches(seed, monkeypatch):
         monkeypatch.setattr(kernel_attention, "gpu_costs", lambda **_: Costs(product=0, block=1, merge=0, read=1))
-        monkeypatch.setattr(kernel_attention, "num_processors", lambda _: 0 if seed % 2 else 9)
+        monkeypatch.setattr(kernel_attention, "num_processors", lambda _: 9)
         batch = random_batch(seed, num_prompts=4, max_tokens=25)
         cache = random_cache(LayerShape(2, 8, 8 if seed else 4), torch.float32, seed)
         query = torch.randn(len(batch.token_ids), 4, 8)
         options = {"scale": 0.4, "window": 7 if seed > 1 else None, "softcap": 2.0 if seed == 3 else None}
         expected = plain_attention(batch, query, cache, *options.values())
-        for cascade in (True, False):
-            attention = kernel_attention.KernelAttention(batch, cache, cascade=cascade, device=torch.device("cpu"))
+        for cascade, split_keys in ((True, True), (True, False), (False, True)):
+            attention = kernel_attention.KernelAttention(
+                batch, cache, cascade=cascade, split_keys=split_keys, device=torch.device("cpu")
+            )
             out = attention.attend(0, query, **options)
             torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
             work = attention._work_list(4, cache.keys[0], cache.values[0], options["window"])
             work.check(attention._table, 2, window=options["window"])
+
+    def test_heads_too_large_for_the_kernels_run_in_torch(launches):
+        import transformers
+
+        config = transformers.LlamaConfig(
+            vocab_size=60, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, head_dim=258
+        )
+        model = transformers.LlamaForCausalLM(config).eval()
+        (found,) = answers(model, [Request(0, [1, 2, 3], max_tokens=2)], kernels="triton")
+        (expected,) = answers(model, [Request(0, [1, 2, 3], max_tokens=2)])
+        assert found.token_ids == expected.token_ids
+        assert not launches
 
     def test_without_the_cascade_nothing_is_merged(launches):
         requests = [Request(i, prompt, max_tokens=2) for i, prompt in enumerate(PROMPTS)]
