@@ -147,24 +147,31 @@ class PrefixTree:
         """Give each of the nodes (parents first), which running requests need, the blocks for the tokens it has."""
         nodes = list(nodes)
         self._make_free(sum(place.num_blocks for place in self.placement(nodes)))
-        for place in self.placement(nodes):
+        places = self.placement(nodes)
+        for place, below in zip(places, [*places[1:], None]):
             node, parent = place.node, place.node.parent
             assert parent is not None
             node.offset = place.offset
             node.claims = place.offset > 0
+            room = self._blocks_to_grow(node, place.offset) - place.num_blocks - node.claims
+            if below is not None and below.node.parent is node:
+                room += self._blocks_to_grow(below.node, below.offset) - (below.offset > 0)
+            last = parent.blocks[-1] if parent.blocks else None
+            node.blocks = self.pool.allocate(place.num_blocks, after=last, room=room)
             if node.claims:
                 parent.claimed = True
-                self.pool.retain(parent.blocks[-1])
-                node.blocks = [parent.blocks[-1], *self.pool.allocate(place.num_blocks)]
-            else:
-                node.blocks = self.pool.allocate(place.num_blocks)
+                assert last is not None
+                self.pool.retain(last)
+                node.blocks.insert(0, last)
 
     def grow(self, tail: Node, length: int) -> None:
         """Give an allocated tail the blocks for its first `length` tokens."""
         count = -(-(tail.offset + length) // self.pool.block_size) - len(tail.blocks)
         if count > 0:
             self._make_free(count)
-            tail.blocks.extend(self.pool.allocate(count))
+            room = self._blocks_to_grow(tail, tail.offset) - len(tail.blocks) - count
+            before = tail.blocks or (tail.parent.blocks if tail.parent is not None else [])
+            tail.blocks.extend(self.pool.allocate(count, after=before[-1] if before else None, room=room))
 
     def give_up_unneeded(self) -> None:
         """Forget the KV that no request needs."""
@@ -314,6 +321,10 @@ class PrefixTree:
             self.pool.release(block)
         del node.blocks[held:]
         self.cache.leave_unneeded(node)
+
+    def _blocks_to_grow(self, node: Node, offset: int) -> int:
+        """Blocks that the node lies in once it has all the tokens that it may ever have."""
+        return -(-(offset + node.capacity) // self.pool.block_size)
 
     def _make_free(self, count: int) -> None:
         while self.pool.num_free < count:
