@@ -82,7 +82,7 @@ class BlockPool:
             self._add(block, 1)
 
     def check(self) -> None:
-        """Assert that every block is either free and in one run or kept, or held; and that runs are as long as can be."""
+        """Assert that each block is in use, or free and in one run or kept; and that no two runs touch."""
         free = [block for start in self._starts for block in range(start, start + self._runs[start])]
         kept = [block for last, count in self._kept.items() for block in range(last + 1, last + 1 + count)]
         assert sorted(self._runs) == self._starts
