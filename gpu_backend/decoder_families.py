@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .context import read_context
 from .decoder import FusedDecoder
 from .decoder_layer import DecoderLayer, Norm
 from .errors import EngineError
 from .kv_cache import LayerAttention, LayerShape
 from .linear import join
-from .loading import max_context
 from .operators import Operators
 from .rotary import Angles, RotaryTable
 
@@ -75,15 +75,13 @@ def fuse(
     layers = []
     for number, (layer, options, shape) in enumerate(zip(base.layers, attention, shapes)):
         layers.append(_layer(layer, number, number == len(base.layers) - 1, options, shape, offset, model, copy))
-    embedding = base.embed_tokens
+    embedding, context = base.embed_tokens, read_context(model).length
     tied = model.lm_head.weight is embedding.weight
     return FusedDecoder(
         embedding=embedding.weight,
         embedding_scale=_embedding_scale(embedding),
         layers=layers,
-        rotary=[
-            RotaryTable(_angles(base.rotary_emb, kind), embedding.weight.device, max_context(model)) for kind in tables
-        ],
+        rotary=[RotaryTable(_angles(base.rotary_emb, kind), embedding.weight.device, context) for kind in tables],
         rotary_of=rotary_of,
         norm=_norm(base.norm, offset),
         head=join([model.lm_head], copy=copy and not tied),

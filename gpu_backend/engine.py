@@ -14,12 +14,13 @@ import torch
 from .batch import BatchBuilder, StepBatch
 from .blocks import BlockPool
 from .completion import completion
+from .context import read_context
 from .errors import EngineError, ModelError, RequestError
 from .fair_lock import FairLock
 from .grammar import GrammarCompiler
 from .intake import Intake
 from .kernel_choice import resolve_kernels
-from .loading import eos_token_ids, load_model, max_context, resolve_device
+from .loading import eos_token_ids, load_model, resolve_device
 from .masks import MaskMaker, StepMasks
 from .memory import plan_memory
 from .model_runner import ModelRunner
@@ -124,7 +125,8 @@ class Engine:
         loaded = load_model(model, device=self.device, dtype=dtype, trust_remote_code=trust_remote_code)
         self.dtype = loaded.dtype
         self.eos_token_ids = eos_token_ids(loaded)
-        self.max_context = max_context(loaded)
+        context = read_context(loaded)
+        self.max_context = context.length
         self.block_size = block_size
         self._runner = ModelRunner(
             loaded,
@@ -162,7 +164,7 @@ class Engine:
         self._window = window
         self._intake = Intake(
             vocab_size=self._runner.vocab_size,
-            max_context=self.max_context,
+            context=context,
             eos_token_ids=self.eos_token_ids,
             tokenizer=lambda: self.tokenizer,
             grammars=GrammarCompiler(lambda: self.tokenizer, self._runner.vocab_size, self.eos_token_ids),

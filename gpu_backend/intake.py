@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .choices import ChoicePlan, ChoiceScores, plan_choices
+from .context import Context
 from .errors import ModelError, RequestError
 from .grammar import Grammar, GrammarCompiler
 from .output import CANNOT_GO_ON, Output
@@ -29,7 +30,7 @@ class Intake:
     """What a request is checked against."""
 
     vocab_size: int
-    max_context: int | None
+    context: Context
     eos_token_ids: tuple[int, ...]
     tokenizer: Callable[[], PromptTokenizer]  # loads it; raises ModelError where there is none
     grammars: GrammarCompiler
@@ -91,10 +92,11 @@ class Intake:
         return output
 
     def _check_length(self, prompt: int, output: int, what: str) -> None:
-        if self.max_context is not None and prompt + output > self.max_context:
+        longest = self.context.length
+        if longest is not None and prompt + output > longest:
             raise RequestError(
                 f"the prompt has {prompt} tokens; with {output} {what} that is {prompt + output}, and the model's"
-                f" context holds {self.max_context}: shorten the prompt or the output"
+                f" context holds {longest} tokens{self.context.reason}: shorten the prompt or the output"
             )
 
     def _token_ids(self, request: Request) -> npt.NDArray[np.int32]:

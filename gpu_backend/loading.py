@@ -59,23 +59,6 @@ def load_model(
     return loaded.eval()
 
 
-def max_context(model: PreTrainedModel) -> int | None:
-    """Positions the model was made for, or None when its configuration names no limit.
-
-    With `dynamic` and `longrope` scaling the rotary angles of *all* tokens depend on the longest row of the batch, so
-    that answers would depend on the batch; there we stop at the length up to which nothing is scaled.
-    """
-    config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) in ("dynamic", "longrope"):
-        original = scaling.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
-        limit = original or limit
-    return int(limit) if limit else None
-
-
 def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     """The ids at which `transformers.generate` stops: of the generation config, else of the model's config."""
     for config in (model.generation_config, model.config.get_text_config(), model.config):

@@ -11,13 +11,14 @@ import torch
 from .activations import StepMemory, step_memory
 from .attention import ShapeProbe
 from .batch import StepBatch
+from .context import read_context
 from .decoder import FusedDecoder
 from .decoder_families import NotFusedError, check_family, fuse
 from .decoder_layer import ReadRows
 from .errors import ModelError
 from .kernel_choice import can_run
 from .kv_cache import KVCache
-from .loading import max_context, no_interface
+from .loading import no_interface
 from .logit_rows import logit_rows
 from .memory import free_memory
 from .operators import Operators, TorchOperators
@@ -74,8 +75,7 @@ class ModelRunner:
         self.cache: KVCache | None = None
         self._last_attention: StepAttention | None = None
         if fused:
-            size = sum(weight.nbytes for weight in model.parameters())
-            self._fuse(copy=not shared or size <= free_memory(device) // 4)
+            self._fuse(copy=not shared or self.weight_bytes <= free_memory(device) // 4)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -180,7 +180,7 @@ class ModelRunner:
         except NotFusedError as reason:
             logger.info("%s runs by transformers' modules: %s", name, reason)
             return
-        steps = sample_steps(self.vocab_size, max_context(self.model))
+        steps = sample_steps(self.vocab_size, read_context(self.model).length)
         expected = self._sample_logits(steps, None)
         operators = self._operators()
         decoder = fuse(self.model, self._probed.attention, self.layer_shapes, operators=operators, copy=copy)

@@ -242,6 +242,33 @@ def test_rope_scaling_that_depends_on_the_batch_limits_the_context() -> None:
     )
     with Engine(T.LlamaForCausalLM(config)) as engine:
         assert engine.max_context == 64
+        (answer,) = engine.generate([Request(0, list(range(60)), max_tokens=5)])
+    assert "context holds 64 tokens; beyond that, the positions of models with dynamic scaling" in str(answer.error)
+
+
+def test_rope_scaling_of_one_kind_of_layer_limits_the_context() -> None:
+    longrope = {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+    }
+    config = T.Gemma3TextConfig(
+        **SMALL,
+        head_dim=8,
+        intermediate_size=16,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        layer_types=["full_attention"],
+        rope_parameters={"full_attention": longrope, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    )
+    with Engine(T.Gemma3ForCausalLM(config)) as engine:
+        assert engine.max_context == 32
+        short, long = engine.generate([Request(0, [3] * 30, max_tokens=2), Request(1, [3] * 30, max_tokens=3)])
+    assert (short if short.id == 0 else long).error is None
+    assert "context holds 32 tokens of its 128: beyond them, the" in str((short if short.id == 1 else long).error)
 
 
 @pytest.mark.parametrize(
