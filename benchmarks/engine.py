@@ -1,11 +1,13 @@
-"""The engine against padded `transformers.generate`, and each of its optimisations against its off-switch.
+"""The engine against transformers and other engines, and each of its optimisations against its off-switch.
 
-    python benchmarks/engine.py            # about two minutes on 2 cores
-    python benchmarks/engine.py --quick    # the same steps, tiny
+    python benchmarks/engine.py                                     # about five minutes on 2 cores
+    python benchmarks/engine.py --quick                             # the same steps, tiny
+    python benchmarks/engine.py --models 20M,135M --dtypes fp32,bf16 --workloads shared,none
+    python benchmarks/engine.py --peer vllm=/path/to/its/python --peer openvino=/path/to/another
 
-Workload: prompts that share a long beginning and differ in a short end, decoded greedily to a fixed length, and the
-same prompts answered by choice. The model is a random Qwen2, so nothing is downloaded. All rows of the table are
-measured in the same run; a ratio is to the nearest line above that is marked 1.0.
+Models are random, so nothing is downloaded. All rows of a table are measured in one run on the same token ids, after a
+warm-up on others; a ratio is to the first row of its table. Peers run in processes of their own (engine_peers.py says
+how each is set up). CPU seconds are of all threads. "host" is what the engine does around the model, per step.
 """
 
 from __future__ import annotations
@@ -15,113 +17,238 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the engine has it where it is imported before torch
 
 import argparse
+import inspect
+import json
 import platform
+import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 import transformers
 
-from llmsql.gpu_backend import Engine, Request
+sys.path.insert(0, str(Path(__file__).parent))
+
+from engine_peers import PEERS, generate_batch, generate_padded, timed
+from engine_workloads import JSON_SCHEMA, MODELS, QUICK_WORKLOADS, TOKENIZER, WORKLOADS, Workload, random_model
+
+from llmsql.gpu_backend import Engine, EngineStats, Grammar, Request
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {  # workload on which a switch shows -> name and settings
+    "cascade": ("any", {"cascade": False}),
+    "share_in_step": ("any", {"share_in_step": False}),
+    "prefix_sharing": ("shared", {"prefix_sharing": False}),
+    "fused": ("any", {"fused": False}),
+    "forced_tokens": ("json", {"forced_tokens": False}),
+    "overlap_masks": ("json", {"overlap_masks": False}),
+}
+BASELINES = {"generate": generate_padded, "generate_batch": generate_batch}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one table is about."""
+
+    model_name: str
+    model: transformers.PreTrainedModel
+    dtype: str
+    name: str
+    workload: Workload
+    options: argparse.Namespace
+
+    def runs(self) -> list[list[list[int]]]:
+        """The prompts of each measured run; each has its own, since engines remember prefixes."""
+        return [self.workload.prompts(seed) for seed in range(1, self.options.repeat + 1)]
 
 
 def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__},", end=" ")
+    print(f"transformers {transformers.__version__}, Python {platform.python_version()}")
+    workloads = QUICK_WORKLOADS if options.quick else WORKLOADS
+    for model_name in options.models:
+        for dtype in options.dtypes:
+            model = random_model(model_name, DTYPES[dtype])
+            size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+            print(f"\n## {type(model).__name__}, {size:.0f} M parameters, {dtype}")
+            for name in options.workloads:
+                case = Case(model_name, model, dtype, name, workloads[name], options)
+                print(f"\n### {name}: {case.workload.title}\n")
+                measure(case)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tiny model and batch: shows that everything runs")
+    parser.add_argument("--quick", action="store_true", help="tiny model and batches: shows that everything runs")
+    parser.add_argument("--models", type=_names(MODELS), default=None, help=f"of {', '.join(MODELS)}; default 20M")
+    parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS), help=", ".join(WORKLOADS))
+    parser.add_argument("--dtypes", type=_names(DTYPES), default=["fp32"], help="fp32, bf16")
+    parser.add_argument(
+        "--baselines",
+        type=_names(BASELINES),
+        default=None,
+        help="of transformers: generate, generate_batch; default: generate, and on the first workload both",
+    )
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--no-switches", action="store_true", help="leave out what the engine does with a switch off")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=1, help="the median of this many runs is reported")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    rows, shared, own, output = (4, 32, 8, 4) if options.quick else (64, 512, 32, 32)
-    model = random_qwen2(quick=options.quick)
-    prompts = make_prompts(rows, shared, own, model.config.vocab_size)
-    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(
-        f"{rows} prompts of {shared} shared + {own} own tokens, {output} new tokens; Qwen2 of {size:.0f} M parameters,"
-    )
-    print(f"fp32, {options.threads} threads, {platform.machine()}, torch {torch.__version__},", end=" ")
-    print(f"transformers {transformers.__version__}\n")
-    print("| run | seconds | prompt tokens computed | new tokens/s | ratio |\n| --- | ---: | ---: | ---: | ---: |")
+    options.models = options.models or (["tiny"] if options.quick else ["20M"])
+    options.peers = dict(peer.split("=", 1) for peer in options.peer)
+    if unknown := sorted(set(options.peers) - set(PEERS)):
+        parser.error(f"unknown peer {unknown[0]}: choose from {', '.join(PEERS)}")
+    return options
 
-    def decode(engine: Engine) -> None:
-        requests = [Request(row, ids, max_tokens=output, ignore_eos=True) for row, ids in enumerate(prompts)]
-        assert all(len(answer.token_ids) == output for answer in engine.generate(requests))
 
-    def choose(engine: Engine) -> None:
-        requests = [Request(row, ids, choices=[[5], [6]]) for row, ids in enumerate(prompts)]
-        assert all(answer.choice_index is not None for answer in engine.generate(requests))
+def measure(case: Case) -> None:
+    """Print the table of one workload."""
+    table = Table()
+    options, first, answer = case.options, next(iter(WORKLOADS)), case.workload.answer
+    if answer != "json":  # a peer generates text; for a choice one token, which is the least that it could do
+        for name in options.baselines or (list(BASELINES) if case.name == first else ["generate"]):
+            runs = timed(BASELINES[name](case.model), spec_of(case))
+            table.add(f"transformers.{name}", _median(runs, "seconds"), _median(runs, "cpu_seconds"), case)
+        for name, python in options.peers.items():
+            run_peer(table, name, python, case)
+    if answer == "choice":
+        run_engine(table, "engine, one token, prefix_sharing=False", case, one_token=True, prefix_sharing=False)
+        run_engine(table, "engine, one token", case, one_token=True)
+    run_engine(table, "engine" if answer == "text" else f"engine, {answer}", case)
+    known = inspect.signature(Engine).parameters
+    for name, (where, settings) in SWITCHES.items():
+        shows = where == case.name or (where == "any" and answer == "text")
+        if shows and name in known and not options.no_switches:
+            run_engine(table, f"engine, {name}=False", case, **settings)
+    if case.name == first and not options.no_switches:
+        for cached in (True, False):
+            run_engine(table, f"engine, second batch, prefix_cache={cached}", case, second=True, prefix_cache=cached)
 
-    def one_token(engine: Engine) -> None:
-        requests = [Request(row, ids, max_tokens=1) for row, ids in enumerate(prompts)]
-        assert all(len(answer.token_ids) == 1 for answer in engine.generate(requests))
 
-    def run(name: str, work: Callable[[Engine], None], new_tokens: int, base: float | None, **switches: bool) -> float:
-        def work_cold() -> None:
-            engine.clear_cache()
-            work(engine)
+class Table:
+    """Rows of Markdown; ratios are to the first row."""
 
-        with Engine(model, **switches) as engine:
-            work(engine)  # warm-up
+    def __init__(self) -> None:
+        self.first: float | None = None
+        print("| run | seconds | CPU seconds | new tokens/s | ratio | prompt tokens computed | steps | host ms/step |")
+        print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+
+    def add(
+        self,
+        name: str,
+        seconds: float,
+        cpu_seconds: float,
+        case: Case,
+        stats: EngineStats | None = None,
+        new_tokens: int | None = None,
+    ) -> None:
+        """Print one row."""
+        self.first = self.first or seconds
+        rows = len(case.workload.prompts(0))
+        count = rows * case.workload.output if new_tokens is None else new_tokens
+        cells = [name, f"{seconds:.2f}", f"{cpu_seconds:.2f}", f"{count / seconds:.0f}", f"{self.first / seconds:.2f}"]
+        if stats is None:
+            cells += ["", "", ""]
+        else:
+            host = (stats.schedule_seconds + stats.sample_seconds) / stats.steps
+            cells += [str(stats.computed_tokens), str(stats.steps), f"{1000 * host:.2f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def run_engine(
+    table: Table, name: str, case: Case, *, one_token: bool = False, second: bool = False, **switches: Any
+) -> None:
+    """Measure the engine on fresh prompts; with `second` on a batch that shares its beginnings with one before it."""
+    workload = case.workload
+
+    def request(row: int, ids: Sequence[int]) -> Request:
+        if workload.answer == "choice" and not one_token:
+            return Request(row, ids, choices=[[5], [6]])
+        if workload.answer == "json":
+            return Request(row, ids, max_tokens=workload.output, grammar=Grammar.json_schema(JSON_SCHEMA))
+        return Request(row, ids, max_tokens=workload.output, ignore_eos=True)
+
+    with Engine(case.model, dtype=case.model.dtype, tokenizer=TOKENIZER, **switches) as engine:
+
+        def work(prompts: list[list[int]]) -> None:
+            for answer in engine.generate(request(row, ids) for row, ids in enumerate(prompts)):
+                assert answer.error is None, answer.error
+                if workload.answer == "json":
+                    assert not answer.incomplete, answer.text
+                    json.loads(answer.text)
+
+        work(workload.prompts(0, rows=8))
+        runs, parts = [], []
+        for prompts in case.runs():
+            if second:
+                work(prompts)
+                prompts = [[*prompt[:-1], 2001] for prompt in prompts]
             before = engine.stats.snapshot()
-            seconds = median(work_cold, options.repeat)
-            computed = engine.stats.difference(before).computed_tokens // options.repeat
-        report(name, seconds, computed, new_tokens, base)
-        return seconds
-
-    total = rows * output
-    padded = median(lambda: generate_padded(model, prompts, output), options.repeat)
-    report("transformers.generate, one padded batch", padded, rows * (shared + own), total, padded)
-    run("engine", decode, total, padded)
-    run("engine, cascade=False", decode, total, padded, cascade=False)
-    run("engine, share_in_step=False", decode, total, padded, share_in_step=False)
-    run("engine, prefix_sharing=False", decode, total, padded, prefix_sharing=False)
-    first = run("one token, prefix_sharing=False", one_token, rows, None, prefix_sharing=False)
-    run("one token", one_token, rows, first)
-    run("choice of two labels", choose, rows, first)
+            runs.append(stopwatch(lambda: work(prompts)))  # noqa: B023
+            parts.append(engine.stats.difference(before))
+    stats = parts[0]
+    new_tokens = len(case.runs()[0]) if workload.answer == "choice" else stats.output_tokens
+    table.add(name, _median(runs, "seconds"), _median(runs, "cpu_seconds"), case, stats, new_tokens)
 
 
-def random_qwen2(*, quick: bool) -> transformers.PreTrainedModel:
-    torch.manual_seed(0)
-    config = transformers.Qwen2Config(
-        vocab_size=600,
-        hidden_size=64 if quick else 512,
-        intermediate_size=128 if quick else 1408,
-        num_hidden_layers=2 if quick else 8,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-    )
-    return transformers.Qwen2ForCausalLM(config).eval()
+def run_peer(table: Table, name: str, python: str, case: Case) -> None:
+    """Measure a peer in a process of its own; a failure is reported as a row."""
+    with tempfile.TemporaryDirectory() as folder:
+        case.model.save_pretrained(folder)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(TOKENIZER / file, folder)
+        spec = Path(folder) / "spec.json"
+        spec.write_text(json.dumps({**spec_of(case), "model": folder}))
+        script = str(Path(__file__).with_name("engine_peers.py"))
+        done = subprocess.run([python, script, name, str(spec)], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        print(f"| {name}: failed: {reason[:120]} | | | | | | | |", flush=True)
+        return
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    runs = answer["runs"]
+    table.add(answer["version"], _median(runs, "seconds"), _median(runs, "cpu_seconds"), case)
 
 
-def make_prompts(rows: int, shared: int, own: int, vocab: int) -> list[np.ndarray]:
-    """Own parts start with different tokens, so exactly `shared` tokens are shared."""
-    rng = np.random.default_rng(0)
-    beginning = rng.integers(rows, vocab, shared)
-    return [np.concatenate([beginning, [row], rng.integers(rows, vocab, own - 1)]) for row in range(rows)]
+def spec_of(case: Case) -> dict[str, Any]:
+    """What a peer is asked to do."""
+    return {
+        "dtype": case.dtype,
+        "threads": case.options.threads,
+        "warm_up": case.workload.prompts(0, rows=8),
+        "runs": case.runs(),
+        "output": case.workload.output,
+    }
 
 
-@torch.inference_mode()
-def generate_padded(model: transformers.PreTrainedModel, prompts: list[np.ndarray], output: int) -> None:
-    ids = torch.tensor(np.stack(prompts))
-    options = {"max_new_tokens": output, "min_new_tokens": output, "do_sample": False, "pad_token_id": 0}
-    assert model.generate(ids, attention_mask=torch.ones_like(ids), **options).shape[1] == ids.shape[1] + output
+def stopwatch(work: Callable[[], None]) -> dict[str, float]:
+    """Wall seconds, and CPU seconds of all threads."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
 
 
-def median(work: Callable[[], None], repeat: int) -> float:
-    seconds = []
-    for _ in range(repeat):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+def _median(runs: list[dict[str, float]], field: str) -> float:
+    return statistics.median(run[field] for run in runs)
 
 
-def report(name: str, seconds: float, computed: int, new_tokens: int, base: float | None) -> None:
-    ratio = 1.0 if base is None else base / seconds
-    print(f"| {name} | {seconds:.2f} | {computed} | {new_tokens / seconds:.0f} | {ratio:.1f} |", flush=True)
+def _names(known: Any) -> Callable[[str], list[str]]:
+    def names(text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := [name for name in chosen if name not in known]:
+            raise argparse.ArgumentTypeError(f"unknown {unknown[0]!r}: choose from {', '.join(known)}")
+        return chosen
+
+    return names
 
 
 if __name__ == "__main__":
