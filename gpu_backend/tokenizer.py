@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ from .plain_text import Place, PlainTextTokenizer, TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_BATCH = 256  # prompts tokenized at once
+_MAX_CUT = 256  # texts of templates remembered; a model has two or three, and one more a day if it shows the date
 
 
 class PromptTokenizer:
@@ -41,6 +45,7 @@ class PromptTokenizer:
         self._kept = [token["content"] for token in added if token["id"] in kept]
         unknown = tokenizer.unk_token_id  # comes out for characters that the tokenizer does not have
         forbidden = {token_id: name for token_id, name in self._control.items() if token_id != unknown}
+        self._cut: dict[str, list[int | str]] = {}  # what `_cut_at_control_tokens` has found; the same for many prompts
         self._plain = PlainTextTokenizer(state, forbidden, kept)
         end = tokenizer.eos_token_id
         self._eos_token_ids = tuple(eos_token_ids) or (() if end is None else (int(end),))
@@ -107,7 +112,18 @@ class PromptTokenizer:
 
     def chat_prompt(self, user: str, system: str | None = None) -> TokenIds:
         """The whole prompt: the tokens of the model's own chat template, except that no data is a control token."""
-        return self._whole(single_turn(self._tokenizer, system), user)
+        return next(self.chat_prompts([user], system))
+
+    def chat_prompts(self, users: Iterable[str], system: str | None = None) -> Iterator[TokenIds]:
+        """The whole prompts of many users' texts, with the template rendered once; raises as `chat_frame` does."""
+        turn = single_turn(self._tokenizer, system)
+        remaining = iter(users)
+
+        def in_batches() -> Iterator[TokenIds]:
+            while batch := list(islice(remaining, _BATCH)):
+                yield from self._wholes(turn, batch)
+
+        return in_batches()
 
     def _frame(self, turn: Turn, opening: str, closing: str) -> tuple[TokenIds, TokenIds]:
         if turn.trims:
@@ -115,15 +131,34 @@ class PromptTokenizer:
         before = self._encode_pieces([*turn.before, (opening, True)], "start")
         return before, self._encode_pieces([(closing, True), (turn.after, False)], "inside")
 
-    def _whole(self, turn: Turn, user: str) -> TokenIds:
-        user = user.strip() if turn.trims else user
-        return self._encode_pieces([*turn.before, (user, True), (turn.after, False)], "start")
+    def _wholes(self, turn: Turn, users: list[str]) -> list[TokenIds]:
+        texts = [user.strip() for user in users] if turn.trims else users
+        return self._encode_many([[*turn.before, (text, True), (turn.after, False)] for text in texts], "start")
 
     def _encode_pieces(self, pieces: Iterable[tuple[str, bool]], place: Place) -> TokenIds:
+        return self._encode_many([pieces], place)[0]
+
+    def _encode_many(self, prompts: Iterable[Iterable[tuple[str, bool]]], place: Place) -> list[TokenIds]:
         """Tokens of texts that follow each other, the first one at `place`; data (True) holds no control tokens.
 
         The text between two control tokens is tokenized as one.
         """
+        plans = [self._items(pieces) for pieces in prompts]
+        places = [[place if index == 0 else "segment" for index in range(len(items))] for items in plans]
+        texts: dict[Place, list[str]] = {}
+        for items, where in zip(plans, places):
+            for item, at in zip(items, where):
+                if isinstance(item, str):
+                    texts.setdefault(at, []).append(item)
+        encoded = {at: iter(self._plain.encode(found, at)) for at, found in texts.items()}
+        results = []
+        for items, where in zip(plans, places):
+            parts = [next(encoded[at]) if isinstance(item, str) else [item] for item, at in zip(items, where)]
+            results.append(np.concatenate([np.empty(0, np.int32), *parts]).astype(np.int32))
+        return results
+
+    def _items(self, pieces: Iterable[tuple[str, bool]]) -> list[int | str]:
+        """Control tokens as ids, and all text between two of them as one, without white space that they swallow."""
         items: list[int | str] = []
         for text, is_data in pieces:
             for item in [text] if is_data else self._cut_at_control_tokens(text):
@@ -131,28 +166,30 @@ class PromptTokenizer:
                     items[-1] += item
                 elif item != "":
                     items.append(item)
-        ids: list[int] = []
         for index, item in enumerate(items):
-            if isinstance(item, int):
-                ids.append(item)
-                continue
-            if index > 0 and items[index - 1] in self._swallow_after:
-                item = item.lstrip()
-            if index + 1 < len(items) and items[index + 1] in self._swallow_before:
-                item = item.rstrip()
-            ids += self._plain.encode([item], place if index == 0 else "segment")[0].tolist()
-        return np.array(ids, np.int32)
+            if isinstance(item, str):
+                if index > 0 and items[index - 1] in self._swallow_after:
+                    item = item.lstrip()
+                if index + 1 < len(items) and items[index + 1] in self._swallow_before:
+                    item = item.rstrip()
+                items[index] = item
+        return items
 
     def _cut_at_control_tokens(self, text: str) -> list[int | str]:
         """Control tokens as ids, and the texts between them without the white space that a control token swallows."""
-        encoding = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        items: list[int | str] = []
-        done = 0
-        for token_id, (begin, end) in zip(encoding.ids, encoding.offsets):
-            if token_id in self._control:
-                items += [text[done:begin], token_id]
-                done = end
-        return [*items, text[done:]]
+        items = self._cut.get(text)
+        if items is None:
+            encoding = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+            items, done = [], 0
+            for token_id, (begin, end) in zip(encoding.ids, encoding.offsets):
+                if token_id in self._control:
+                    items += [text[done:begin], token_id]
+                    done = end
+            items.append(text[done:])
+            if len(self._cut) >= _MAX_CUT:
+                self._cut.clear()
+            self._cut[text] = items
+        return items
 
     def _is_additive(self) -> bool:
         rng = random.Random(0)
@@ -178,7 +215,7 @@ class PromptTokenizer:
         while samples:
             cells = [f'"{rng.choice(names)}": {samples.pop()},\n' for _ in range(min(rng.randint(1, 6), len(samples)))]
             joined = np.concatenate([before, *self.encode_cells(cells), after])
-            if not np.array_equal(joined, self._whole(turn, "".join([opening, *cells, "}"]))):
+            if not np.array_equal(joined, self._wholes(turn, ["".join([opening, *cells, "}"])])[0]):
                 return False
         return True
 

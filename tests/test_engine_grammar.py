@@ -44,7 +44,7 @@ GRAMMARS = {
     "spaces": Grammar.regex(r"[ \n]{3}x  y   z\n\n\n!"),
     "unicode": Grammar.regex("naïve café ☕{1,3} 日本語?"),
     "choices": Grammar.choices(["Great phone, 5 stars", "Great phoney", "Great", 'é日🙂!\n"']),
-    "lark": Grammar.lark('start: a~1..3\na: "Is it" " "? ("good"|"goo"|"go") "\\n"'),
+    "lark": Grammar.lark('start: a{1,3}\na: "Is it" " "? ("good"|"goo"|"go") "\\n"'),
 }
 PROMPT = "Data:\n{\n"
 

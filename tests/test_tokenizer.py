@@ -204,6 +204,9 @@ def test_odd_texts() -> None:
     assert prompt.decode(nul) == "\0"
     assert prompt.encode_cells([]) == []
     assert len(prompt.encode("word " * 200_000)) > 200_000
+    assert [ids.tolist() for ids in prompt.chat_prompts(["a", "b"], "s")] == [
+        prompt.chat_prompt(user, "s").tolist() for user in "ab"
+    ]
     assert prompt.chat_prompt("a\ud800b", "\ud800").tolist() == prompt.chat_prompt("a\ufffdb", "\ufffd").tolist()
 
 
