@@ -34,6 +34,13 @@ def grow_clusters(ids: Indices, weights: Floats) -> Clusters:
     return Clusters(_with_root(growth.parents), growth.nodes)
 
 
+def settled(clusters: Clusters, ids: Indices, lengths: Ints) -> tuple[Clusters, Indices]:
+    """The clusters without those that share no more than their parent, regrouped; and their common cells."""
+    clusters, common = without_redundant(clusters, common_cells(clusters, ids))
+    clusters = regroup(clusters, common, ids, lengths)
+    return clusters, common_cells(clusters, ids)
+
+
 def regroup(clusters: Clusters, common: Indices, ids: Indices, lengths: Ints) -> Clusters:
     """Put clusters in between where children of one cluster share more than all of them do.
 

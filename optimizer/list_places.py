@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .grouping import Ints, group_keys
-from .item_trees import Floats, grow_items, saved_by_row, tree_order
+from .growth import Floats
+from .item_trees import align_items, grow_items, saved_by_row, shared_order
 from .pieces import Pieces
 from .prefix_tree import walk
 from .unordered import ItemLists
@@ -41,7 +42,7 @@ def place_list(
     """
     others: Ints = fields[fields != column].reshape(len(fields), fields.shape[1] - 1)
     prefixes, ends = _prefixes(pieces, others, item_ids)
-    by_items = _saved_by_items(prefixes, items)
+    by_items, aligned = _saved_by_items(prefixes, items), align_items(items)
     tried: list[Ints] = []
     for name, favour in WAYS.items():
         depth = _choose(prefixes, by_items, favour)
@@ -51,7 +52,7 @@ def place_list(
         rows, last = np.arange(len(depth)), np.maximum(depth, 0)
         # rows whose list stands at the end do not share it with each other
         homes = np.where(depth >= 0, prefixes.nodes[rows, last], int(prefixes.nodes.max(initial=0)) + 1 + rows)
-        order = tree_order(grow_items(items, group_keys(homes)), items)
+        order = shared_order(items, aligned, group_keys(homes))
         before = np.where(depth >= 0, (ends <= depth[:, None]).sum(axis=1), others.shape[1])
         yield name, _inserted(others, column, before), order
 

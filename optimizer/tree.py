@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cells import Cells
-from .clusters import Clusters, common_cells, depths, grow_clusters, regroup, saved_length, without_redundant
+from .clusters import Clusters, depths, grow_clusters, saved_length, settled
 from .dependencies import find_dependencies
 from .fixed import Fields, field_type, fixed_fields
 from .grouping import AnyInts, Indices, Ints
@@ -62,18 +62,12 @@ def _part_fields(cells: Cells, rows: Ints | None, dependencies: npt.NDArray[np.b
 
 def _cluster(ids: Indices, lengths: Ints, weights: Floats) -> tuple[Clusters, Indices]:
     """Clusters and what each has in common, [clusters, columns]; `weights` [ids] is the worth of cells."""
-    clusters, common = _settled(grow_clusters(ids, weights), ids, lengths)
+    clusters, common = settled(grow_clusters(ids, weights), ids, lengths)
     if ids.size <= RELOCATION_CELLS:
-        moved, moved_common = _settled(relocate_rows(clusters, common, ids, lengths), ids, lengths)
+        moved, moved_common = settled(relocate_rows(clusters, common, ids, lengths), ids, lengths)
         if saved_length(moved, lengths[moved_common]) > saved_length(clusters, lengths[common]):
             return moved, moved_common
     return clusters, common
-
-
-def _settled(clusters: Clusters, ids: Indices, lengths: Ints) -> tuple[Clusters, Indices]:
-    clusters, common = without_redundant(clusters, common_cells(clusters, ids))
-    clusters = regroup(clusters, common, ids, lengths)
-    return clusters, common_cells(clusters, ids)
 
 
 def _fields(clusters: Clusters, common: AnyInts, heads: Ints) -> Fields:

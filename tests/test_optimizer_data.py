@@ -95,4 +95,4 @@ def test_hit_rate_of_contexts_as_an_order_free_list() -> None:
     contexts = [table.column(f"context{i}").to_pylist() for i in range(1, 6)]
     table = pa.table({"question": table["question"], "contexts": [list(row) for row in zip(*contexts)]})
     ordering = reorder(table, unordered=["contexts"])
-    assert ordering.stats.hit_rate >= 0.456
+    assert ordering.stats.hit_rate >= 0.468

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmsql.optimizer import METHODS, OptimizerError, arrange_items, encode, render, reorder
+from llmsql.optimizer.item_trees import align_items, grow_items, saved_by_row, shared_order
+from llmsql.optimizer.unordered import read_items
 
 ITEMS = st.none() | st.sampled_from(["a", "b", "c", "a longer item", "null"])
 ROWS = st.tuples(
@@ -164,3 +167,38 @@ def test_what_is_wrong_is_said() -> None:
         render(encode(table), ordering)
     with pytest.raises(OptimizerError, match=r"for 1 rows with a list 'a', the table has 1 rows and columns b"):
         arrange_items(table.select(["b"]), ordering)
+
+
+@given(st.lists(st.lists(st.integers(0, 6), max_size=5), min_size=1, max_size=12), st.integers(1, 3))
+@settings(deadline=None)
+def test_aligned_items_stand_in_one_column_each(rows: list[list[int]], num_homes: int) -> None:
+    items = read_items(pa.table({"a": pa.array(rows, pa.list_(pa.int64()))}), ["a"])[0]
+    aligned = align_items(items)
+    counts = Counter(item for row in rows for item in set(row))
+    ids = {int(text): number for number, text in enumerate(items.texts.to_pylist(), 1)}
+    for row, found in zip(rows, aligned.ids.tolist()):
+        wanted = [ids[item] for item in set(row) if counts[item] > 1]
+        assert sorted(number for number in found if number) == sorted(wanted)
+        assert all(found[aligned.columns[number]] == number for number in wanted)
+    homes = np.arange(len(rows)) % num_homes
+    order = shared_order(items, aligned, homes)
+    assert np.array_equal(np.sort(order, axis=1), np.tile(np.arange(order.shape[1]), (len(rows), 1)))
+    shown = np.take_along_axis(items.ids, order, axis=1).tolist()
+    assert all(0 not in row[: len(given)] for row, given in zip(shown, rows))
+    for one, row in enumerate(rows):  # lists of the same items read the same within a home
+        for other in range(one):
+            if sorted(row) == sorted(rows[other]) and homes[one] == homes[other]:
+                assert shown[one] == shown[other]
+
+
+def test_rows_move_to_the_items_they_share_most() -> None:
+    generator = np.random.default_rng(0)
+    passages = [f"passage {i:03} " + "with text " * 20 for i in range(60)]
+    lists = [[passages[i] for i in sorted(generator.choice(60, 4, replace=False))] for _ in range(300)]
+    items = read_items(pa.table({"a": lists}), ["a"])[0]
+    homes = np.zeros(300, dtype=np.int64)
+    grown = saved_by_row(grow_items(items, homes), items).sum()
+    shown = np.take_along_axis(items.ids, shared_order(items, align_items(items), homes), axis=1).tolist()
+    prefixes = Counter(tuple(row[:length]) for row in shown for length in range(1, 5))
+    saved = sum((count - 1) * items.lengths[prefix[-1]] for prefix, count in prefixes.items())
+    assert saved > grown
