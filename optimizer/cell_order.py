@@ -89,8 +89,8 @@ class TextGroup:
 def text_order(cells: Cells) -> CellOrder:
     """Cells sorted by their text.
 
-    What two cells share is counted in characters. In other units it is an estimate, mostly a little low: the units that the
-    shared characters take up on average in either cell, less one, since the unit at which they part may differ.
+    What two cells share is counted in characters. In other units it is an estimate, mostly a little low: the units
+    that the shared characters take up on average in either cell, less one, since that at which they part may differ.
     """
     order = order_groups([cells_of_name(cells, name) for name in sorted(set(cells.names), key=quote_name)])
     if cells.unit == "characters":
