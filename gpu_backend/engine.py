@@ -31,6 +31,7 @@ from .scheduler import Scheduler
 from .sequence import Sequence
 from .stats import EngineStats
 from .step import Step
+from .step_budget import StepBudget, is_out_of_memory
 from .stream import Stream, job_of
 from .tokenizer import PromptTokenizer, load_tokenizer
 from .tree import PrefixTree
@@ -160,6 +161,7 @@ class Engine:
             share_in_step=share_in_step,
             exact_admission=exact_admission,
         )
+        self._budget = StepBudget(self.memory.max_batch_tokens)
         self._batches = BatchBuilder(block_size)
         self._window = window
         self._intake = Intake(
@@ -266,32 +268,34 @@ class Engine:
 
     def _step(self, first: Sequence | None = None) -> None:
         started = time.perf_counter()
-        step = self._scheduler.schedule(first)
+        step = self._schedule(first)
         if step is None:
             return
-        for sequence, problem in step.rejected:
-            self._finish(sequence, "error", error=problem)
-        if not step.chunks:
-            return
-        self.stats.peak_kv_blocks = max(self.stats.peak_kv_blocks, self._scheduler.tree.num_pinned_blocks)
-        self.stats.cached_tokens = self._scheduler.tree.cache.num_reused_tokens
         batch = self._batches.build(step)
         scheduled = time.perf_counter()
         masks = self._masks.start(batch)
         try:
-            logits = self._runner.forward(batch)
-        except (RuntimeError, ValueError) as problem:
+            with self._lock.interruptible():
+                logits = self._runner.forward(batch)
+        except (RuntimeError, ValueError, MemoryError) as problem:
             # Nothing is committed: the requests of other callers are scheduled again.
-            raise EngineError(f"the model failed in a step of {step.num_tokens} tokens: {problem}") from problem
+            if not is_out_of_memory(problem):
+                raise EngineError(f"the model failed in a step of {step.num_tokens} tokens: {problem}") from problem
+            logits = None  # what the step has allocated is freed with `problem`
         finally:
             masks.wait()
+        if logits is None:
+            self._make_do(step)
+            return
         ran = time.perf_counter()
         try:
             self._scheduler.commit(step)
             self._read(batch, logits, masks, step.prefilled)
-        except BaseException:
-            self._interrupt(step)
-            raise
+        except BaseException as problem:
+            self._give_up(step, f"the step's results could not be read: {problem!r}")
+            if not is_out_of_memory(problem):
+                raise
+        self._budget.went_well()
         self.stats.steps += 1
         self.stats.step_tokens += step.num_tokens
         self.stats.computed_tokens += step.num_prompt_tokens
@@ -299,6 +303,17 @@ class Engine:
         self.stats.schedule_seconds += scheduled - started
         self.stats.model_seconds += ran - scheduled
         self.stats.sample_seconds += time.perf_counter() - ran
+
+    def _schedule(self, first: Sequence | None) -> Step | None:
+        self._scheduler.max_tokens = self._budget.num_tokens
+        step = self._scheduler.schedule(first)
+        if step is None:
+            return None
+        for sequence, problem in step.rejected:
+            self._finish(sequence, "error", error=problem)
+        self.stats.peak_kv_blocks = max(self.stats.peak_kv_blocks, self._scheduler.tree.num_pinned_blocks)
+        self.stats.cached_tokens = self._scheduler.tree.cache.num_reused_tokens
+        return step if step.chunks else None
 
     def _read(self, batch: StepBatch, logits: torch.Tensor, masks: StepMasks, prefilled: list[Sequence]) -> None:
         """Turn the step's logits into tokens and scores, and finish the requests that are done."""
@@ -376,21 +391,30 @@ class Engine:
         except ModelError:
             return ""
 
-    def _interrupt(self, step: Step) -> None:
-        """After an interrupt between commit and read: whoever awaits this step's logits can never go on."""
+    def _make_do(self, step: Step) -> None:
+        """After a step that the device had no memory for: the next is half as large, or its requests fail."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not self._budget.halve(step.num_tokens):
+            problem = f"the {self.device.type} ran out of memory in a step of a single token: {self.memory}"
+            for sequence in self._scheduler.concerned(step):
+                self._finish(sequence, "error", error=problem)
+
+    def _give_up(self, step: Step, problem: str) -> None:
+        """After a failure between commit and read: whoever awaits this step's logits can never go on."""
         for chunk in step.chunks:
             for sequence in chunk.sequences:
                 if sequence in job_of(sequence).stream.live:
-                    self._finish(sequence, "error", error="the step was interrupted")
+                    self._finish(sequence, "error", error=problem)
 
     def _abandon(self, stream: Stream) -> None:
         """Cancel what is left of a stream; may run at any time, even as a finaliser inside a step."""
         self._abandoned.append(stream)
-        while self._abandoned and self._lock.acquire_now():  # otherwise the lock's holder does it, at its next turn
-            try:
-                self._reap()
-            finally:
-                self._lock.release()
+        taken = True
+        while self._abandoned and taken:  # otherwise the lock's holder does it, at its next turn
+            with self._lock.attempt() as taken:
+                if taken:
+                    self._reap()
 
     def _reap(self) -> None:
         while self._abandoned:

@@ -103,6 +103,18 @@ class Scheduler:
         sequence.num_generated += len(added)
         tail.length = end
 
+    def concerned(self, step: Step) -> list[Sequence]:
+        """The requests whose tokens the step runs; those that only share them with a later request are left out."""
+        found: dict[Sequence, None] = {}
+        for chunk in step.chunks:
+            if chunk.sequences:
+                found.update(dict.fromkeys(chunk.sequences))
+                continue
+            for sequence in self._running():
+                if sequence.tail is chunk.node or (not sequence.prompt_done and chunk.node in sequence.leaf.path()):
+                    found[sequence] = None
+        return list(found)
+
     def remove(self, sequence: Sequence) -> None:
         """Take out a finished or cancelled request, running or waiting, and free what only it needed."""
         self._prefilling.pop(sequence, None)

@@ -199,11 +199,11 @@ def test_an_input_that_raises(engine: Engine) -> None:
 
 def test_a_model_that_fails_in_a_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("an illegal instruction")
 
     with monkeypatch.context() as patch:
         patch.setattr(engine._runner, "forward", fail)
-        with pytest.raises(EngineError, match=r"failed in a step of \d+ tokens: out of memory"):
+        with pytest.raises(EngineError, match=r"failed in a step of \d+ tokens: an illegal instruction"):
             list(engine.generate([Request(0, PROMPTS[0])]))
     assert is_idle(engine)
     assert answers(engine, [Request(0, PROMPTS[0], max_tokens=2)])[0].error is None
