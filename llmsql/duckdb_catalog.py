@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -32,6 +33,7 @@ class DuckDBCatalog:
     dialect = "duckdb"
     _numbers = itertools.count(1)
     _process = uuid.uuid4().hex[:8]
+    _built_in: _Functions | None = None
 
     def __init__(
         self,
@@ -47,13 +49,15 @@ class DuckDBCatalog:
         self._scope = scope
         self._parameters = parameters
         self._in_transaction = in_transaction
-        self._functions: dict[str, set[str]] | None = None
+        self._functions: _Functions | None = None
+        self._views: list[tuple[Any, ...]] | None = None
+        self._constants: dict[str, Any] = {}
 
     def columns(self, query: exp.Query) -> list[tuple[str, str]]:
         """(name, type) of each result column; see `Catalog.columns`."""
         sql = "DESCRIBE " + query.sql(dialect=self.dialect)
         try:
-            return [(row[0], row[1]) for row in self._run(sql, parameters_of(query, self._parameters))]
+            return [(row[0], row[1]) for row in self._run(sql, self._parameters_of(query))]
         except duckdb.Error as problem:
             raise QueryError(_shown(problem)) from problem
 
@@ -73,35 +77,39 @@ class DuckDBCatalog:
             return expression.this
         if isinstance(expression, exp.Boolean):
             return expression.this
+        if isinstance(expression, exp.Literal) and expression.this.isdecimal():
+            return int(expression.this)
         query = exp.Select(expressions=[expression.copy()])
-        try:
-            found = self._run(query.sql(dialect=self.dialect), parameters_of(query, self._parameters))
-        except duckdb.Error as problem:
-            raise QueryError(_shown(problem)) from problem
-        return found[0][0]
+        sql = query.sql(dialect=self.dialect)
+        if sql not in self._constants:
+            try:
+                self._constants[sql] = self._run(sql, self._parameters_of(query))[0][0]
+            except duckdb.Error as problem:
+                raise QueryError(_shown(problem)) from problem
+        return self._constants[sql]
 
     def is_volatile(self, function: str) -> bool:
         """See `Catalog.is_volatile`."""
-        return function.lower() in self._known_functions()["volatile"]
+        return function.lower() in self._functions_named(function).volatile
 
     def is_aggregate(self, function: str) -> bool:
         """See `Catalog.is_aggregate`."""
-        return function.lower() in self._known_functions()["aggregate"]
+        return function.lower() in self._functions_named(function).aggregate
 
     def view(self, table: exp.Table) -> exp.Query | None:
         """The parsed definition of a view; None for tables, files and Python objects."""
         if not table.name or isinstance(table.this, exp.Func):
             return None
-        sql = "SELECT sql FROM duckdb_views() WHERE lower(view_name) = lower($name) AND NOT internal"
-        parameters = {"name": table.name}
-        if table.db:
-            sql += " AND lower(schema_name) = lower($schema)"
-            parameters["schema"] = table.db
-        found = self._run(sql, parameters)
-        if not found or not found[0][0]:
+        if self._views is None:
+            self._views = self._run(
+                "SELECT lower(view_name), lower(schema_name), sql FROM duckdb_views() WHERE NOT internal", {}
+            )
+        wanted = table.name.lower(), table.db.lower()
+        found = [sql for name, schema, sql in self._views if name == wanted[0] and wanted[1] in ("", schema)]
+        if not found or not found[0]:
             return None
         try:
-            tree = sqlglot.parse_one(found[0][0], dialect=self.dialect)
+            tree = sqlglot.parse_one(found[0], dialect=self.dialect)
         except SqlglotError:
             return None
         query = tree.args.get("expression") if isinstance(tree, exp.Create) else None
@@ -121,18 +129,35 @@ class DuckDBCatalog:
         """A name that no relation of any session of any process has."""
         return f"__llmsql_{cls._process}_{kind}_{next(cls._numbers)}"
 
-    def _known_functions(self) -> dict[str, set[str]]:
+    def _parameters_of(self, query: exp.Expression) -> dict[str, Any]:
+        return parameters_of(query, self._parameters) if self._parameters else {}
+
+    def _functions_named(self, function: str) -> _Functions:
+        """DuckDB's own functions, which do not change; or, for another name, those that there are now."""
+        if DuckDBCatalog._built_in is None:
+            DuckDBCatalog._built_in = self._list_functions("internal")
+        if function.lower() in DuckDBCatalog._built_in.names or not function.isidentifier():
+            return DuckDBCatalog._built_in
         if self._functions is None:
-            rows = self._run(
-                "SELECT DISTINCT lower(function_name), function_type, stability FROM duckdb_functions() "
-                "WHERE function_type = 'aggregate' OR stability = 'VOLATILE'",
-                {},
-            )
-            self._functions = {
-                "aggregate": {name for name, kind, _ in rows if kind == "aggregate"},
-                "volatile": {name for name, _, stability in rows if stability == "VOLATILE"},
-            }
+            self._functions = self._list_functions("NOT internal")
         return self._functions
+
+    def _list_functions(self, which: str) -> _Functions:
+        rows = self._run(
+            f"SELECT DISTINCT lower(function_name), function_type, stability FROM duckdb_functions() WHERE {which}", {}
+        )
+        return _Functions(
+            names=frozenset(name for name, _, _ in rows),
+            aggregate=frozenset(name for name, kind, _ in rows if kind == "aggregate"),
+            volatile=frozenset(name for name, _, stability in rows if stability == "VOLATILE"),
+        )
+
+
+@dataclass(frozen=True)
+class _Functions:
+    names: frozenset[str]
+    aggregate: frozenset[str]
+    volatile: frozenset[str]
 
 
 def _shown(problem: Exception) -> str:

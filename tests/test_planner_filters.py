@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import llmsql
+from llmsql.optimizer import reorder
 from llmsql.testing import FakeModel
 
 SETUP = """
@@ -143,3 +144,17 @@ class TestWhatDuckDBGetsWrong:
         sql = "SELECT a.id FROM t a JOIN t b ON a.id = b.id WHERE llm_filter('keep 50', a.body) LIMIT 5"
         assert len(con.sql(sql).fetchall()) == 5
         assert con.last_query.model_calls == 32
+
+
+class TestSemanticJoin:
+    def test_pairs_of_distinct_values_not_of_rows(self, con):
+        sql = "SELECT count(*) FROM t a JOIN t b ON llm_filter('keep 50', {'x': a.topic, 'y': b.topic})"
+        assert con.sql(sql).fetchall() == [(4000 * 4000 * 11 // 20,)]
+        assert con.last_query.model_calls == 20 * 20
+        assert con.last_query.plan.count("COUNT(*) AS") == 2, "both sides are reduced first"
+
+    def test_the_side_that_repeats_comes_first_in_the_prompt(self, con):
+        pairs = con.sql("SELECT DISTINCT b.topic, a.story FROM t a, t b WHERE a.id < 5 AND b.id < 20").to_arrow_table()
+        ordering = reorder(pairs)
+        assert [pairs.column_names[field] for field in ordering.fields[:, 0]] == ["story"] * 100
+        assert ordering.stats.hit_rate > 0.9, "each story is computed once for its twenty topics"

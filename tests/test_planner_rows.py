@@ -65,6 +65,20 @@ class TestHazards:
         sql = "SELECT id FROM t WHERE llm_filter('A number?', x) AND llm('Say', x::INT) = '7'"
         assert con.sql(sql).fetchall() == [(7,)]
 
+    def test_predicates_that_need_the_one_before_them_keep_their_order(self, con):
+        con.execute("CREATE TABLE many AS SELECT range AS id, if(range % 3 = 0, 'n', '') || range AS x FROM range(600)")
+        wanted = [(number,) for number in range(600) if number % 3 and number > 500]
+        for second in (
+            "llm('Say', x::INT) > '500'",
+            "llm('Say', x)::INT > 500",
+            "(x::INT > 500 OR llm_filter('No', 'n'))",
+        ):
+            sql = f"SELECT id FROM many WHERE llm_filter('A number?', x) AND {second}"
+            rows = con.sql(sql).fetchall()
+            assert sorted(row for row in rows if row[0] > 99) == wanted
+            assert con.sql(f"{sql} AND id > 400 LIMIT 70").fetchall() == wanted
+            assert con.last_query.model_calls <= 400
+
     def test_a_comparison_of_a_text_with_a_number(self, con):
         rows = con.sql("SELECT id FROM t WHERE llm_filter('A number?', x) AND x = 20").fetchall()
         assert rows == [(20,)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sqlglot import exp
 
 from llmsql.planner.calls import calls_in, is_constant, own_calls
+from llmsql.planner.clauses import table_named
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.plan import Materialise
 from llmsql.planner.scope import Scope
@@ -158,7 +159,7 @@ class _Carrier:
                 items.append(self._over_scratch(item))
                 continue
             for name, expression in self.scope.item_columns(item):
-                items.append(exp.alias_(self._over_scratch(expression), name, quoted=True))
+                items.append(exp.alias_(self._over_scratch(expression), name, quoted=True, copy=False))
         staying = [self._over_scratch(conjunct) for conjunct in kept or []]
         order = select.args.get("order")
         if order is not None and "order" in moved:
@@ -171,16 +172,16 @@ class _Carrier:
         for part in ("joins", "laterals", "where"):
             select.set(part, None)
         if staying:
-            select.set("where", exp.Where(this=exp.and_(*staying)))
+            select.set("where", exp.Where(this=exp.and_(*staying, copy=False)))
         select.set("expressions", items)
-        select.set("from_", exp.From(this=exp.to_table(self.name)))
+        select.set("from_", exp.From(this=table_named(self.name)))
         select.set("order", exp.Order(expressions=[exp.Ordered(this=exp.column("rowid", table=self.name))]))
         columns = tuple(f"c{number}" for number in range(max(len(self.carried), 1)))
         sql = query.sql(dialect=self.scope.catalog.dialect)
         return Materialise(self.name, columns, sql, reason)
 
     def _over_scratch(self, expression: exp.Expression) -> exp.Expression:
-        return expression.copy().transform(lambda node: self._carry(node) if isinstance(node, exp.Column) else node)
+        return expression.transform(lambda node: self._carry(node) if isinstance(node, exp.Column) else node)
 
     def _carry(self, column: exp.Column) -> exp.Column:
         if not column.table and column.name.lower() in self.aliases:

@@ -26,7 +26,7 @@ def over_sources(
         elif value is not None:
             query.set(part, value.copy())
     if where:
-        query.set("where", exp.Where(this=exp.and_(*[conjunct.copy() for conjunct in where])))
+        query.set("where", exp.Where(this=exp.and_(*where)))
     return attach_ctes(query, ctes)
 
 
@@ -54,6 +54,11 @@ def visible_ctes(select: exp.Expression) -> list[exp.CTE]:
             for cte in siblings[: next(i for i, sibling in enumerate(siblings) if sibling is outer)]:
                 found.setdefault(cte.alias.lower(), cte)
     return list(found.values())
+
+
+def table_named(name: str) -> exp.Table:
+    """A table of ours; its name is an identifier as it stands, and need not be parsed."""
+    return exp.Table(this=exp.Identifier(this=name, quoted=False))
 
 
 def conjuncts(condition: exp.Expression) -> list[exp.Expression]:

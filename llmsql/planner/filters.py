@@ -6,8 +6,12 @@ from dataclasses import replace
 
 from sqlglot import exp
 
+from llmsql.planner.calls import calls_in, is_option
 from llmsql.planner.carry import EarlyStop
+from llmsql.planner.clauses import table_named
+from llmsql.planner.hazards import may_raise
 from llmsql.planner.plan import Filter, Filters, Stage
+from llmsql.planner.products import reduce_products
 from llmsql.planner.scope import Scope
 from llmsql.planner.staging import Key, Staging
 
@@ -20,9 +24,9 @@ def stage_together(scope: Scope, staging: Staging, stop: EarlyStop | None) -> bo
         staging: gets the calls' results.
         stop: the table of rows in which to stop early, if so.
     """
-    switches = scope.planning.switches
     parts = scope.split_where()
-    if stop is None and (not switches.order_filters or len(parts.asking) < 2 or parts.rest):
+    choose = scope.planning.switches.order_filters and not any(_may_raise(p, scope) for p in parts.asking[1:])
+    if stop is None and (not choose or len(parts.asking) < 2 or parts.rest):
         return False
     if any(predicate.find(exp.Query) is not None for predicate in parts.asking):
         return False  # its columns would have to be told from those of the SELECT
@@ -33,9 +37,10 @@ def stage_together(scope: Scope, staging: Staging, stop: EarlyStop | None) -> bo
             scope.planning.steps.append(stop.rows)
         return False
     if stop is None:
-        columns = [exp.alias_(column.copy(), name) for name, column in candidates.columns.items()]
+        columns = [exp.alias_(column, name) for name, column in candidates.columns.items()]
         query = scope.source_query([*columns, exp.alias_(exp.Count(this=exp.Star()), "n")], parts.first)
         query.set("group", exp.Group(all=True))
+        reduce_products(query, scope.answers)
         sql = query.sql(dialect=scope.catalog.dialect)
     else:
         sql = stop.rows.sql
@@ -54,7 +59,7 @@ def stage_together(scope: Scope, staging: Staging, stop: EarlyStop | None) -> bo
             needed=tuple(candidates.columns),
             candidates_sql=sql,
             filters=tuple(filters),
-            choose=switches.order_filters,
+            choose=choose,
             enough=stop.enough if stop is not None else None,
         )
     )
@@ -77,7 +82,7 @@ class _Candidates:
 
     def write(self, predicate: exp.Expression) -> exp.Expression:
         """A predicate over the columns of the candidates."""
-        return predicate.copy().transform(lambda node: self._column(node) if isinstance(node, exp.Column) else node)
+        return predicate.transform(lambda node: self._column(node) if isinstance(node, exp.Column) else node)
 
     def _column(self, column: exp.Column) -> exp.Column:
         if self.stop is not None:
@@ -95,7 +100,7 @@ class _BatchScope(Scope):
 
     def __init__(self, candidates: _Candidates, predicate: exp.Expression):
         whole = candidates.scope
-        table = exp.alias_(exp.to_table(candidates.batch), candidates.name, table=True)
+        table = exp.alias_(table_named(candidates.batch), candidates.name, table=True, copy=False)
         self._whole = whole
         self.select = exp.select(exp.column(exp.Star(), table=candidates.name)).from_(table).where(predicate)
         self.planning = replace(whole.planning, steps=[], ctes=[])
@@ -110,6 +115,15 @@ class _BatchScope(Scope):
 
     def row_count(self) -> exp.Expression:
         return exp.cast(exp.Sum(this=self._count.copy()), "BIGINT")
+
+
+def _may_raise(predicate: exp.Expression, scope: Scope) -> bool:
+    """Whether the predicate could stop the statement for rows that those before it would have dropped."""
+    alone = exp.paren(predicate)
+    for call in calls_in(alone):
+        arguments = [argument.unalias() for argument in call.expressions if not is_option(argument)]
+        call.replace(exp.Struct(expressions=[argument.copy() for argument in arguments]))
+    return may_raise(alone, scope.is_text)
 
 
 def _one_filter(

@@ -64,7 +64,7 @@ def any_guard(guards: list[list[exp.Expression]]) -> exp.Expression | None:
         return None
     found: list[exp.Expression] = []
     for conditions in guards:
-        condition = exp.and_(*[condition.copy() for condition in conditions])
+        condition = exp.and_(*conditions)
         if condition not in found:
             found.append(condition)
     return exp.or_(*found)

@@ -29,7 +29,7 @@ def _name_outputs(scope: Scope) -> None:
     """Give a result column that holds a call the call's text as its name, as DuckDB would."""
     for item in scope.select.expressions:
         if not isinstance(item, exp.Alias) and calls_in(item):
-            item.replace(exp.alias_(item.copy(), call_text(item, scope.catalog.dialect), quoted=True))
+            item.replace(exp.alias_(item, call_text(item, scope.catalog.dialect), quoted=True))
 
 
 def _expand_aliases(scope: Scope) -> None:
@@ -60,5 +60,5 @@ def _name_arguments(scope: Scope, node: exp.Anonymous) -> None:
     node.meta[CORRELATED] = not scope.arguments_bind(parsed)
     leading = node.expressions[: FUNCTIONS[parsed.call.function].leading]
     options = [argument for argument in node.expressions if is_option(argument)]
-    fields = [exp.alias_(expression.copy(), name, quoted=True) for name, expression in parsed.fields]
+    fields = [exp.alias_(expression, name, quoted=True) for name, expression in parsed.fields]
     node.set("expressions", [*leading, *fields, *options])

@@ -55,7 +55,7 @@ def null_calls(expression: exp.Expression) -> exp.Expression:
             return exp.cast(exp.null(), FUNCTIONS[node.name.lower()].sql_type)
         return node
 
-    return expression.copy().transform(null)
+    return expression.transform(null)
 
 
 def in_place_call(parsed: ParsedCall, prefix: str) -> exp.Expression:

@@ -62,7 +62,7 @@ class Scope:
                 return exp.Var(this=node.meta[TEXT])
             return self._carried_from(node) if isinstance(node, exp.Column) else node
 
-        return str(expression.copy().transform(written).sql(dialect=self.catalog.dialect))
+        return str(expression.transform(written).sql(dialect=self.catalog.dialect))
 
     def split_where(self) -> WhereParts:
         """The predicates of WHERE; see `WhereParts`."""
@@ -83,7 +83,7 @@ class Scope:
 
     def source_columns(self) -> list[str]:
         """The names, in lower case, of the columns of FROM."""
-        return [name for name, _ in self._described_source()]
+        return [name.lower() for name, _ in self._described_source()]
 
     def is_text(self, column: exp.Expression) -> bool | None:
         """Whether a column of FROM or a parameter holds texts; None when that is not known."""
@@ -95,7 +95,7 @@ class Scope:
         name = original.name.lower()
         # Columns that are called the same have _1, _2, ... after their names here.
         alike = re.compile(re.escape(name) + r"(_\d+)?")
-        named = [kind for other, kind in self._described_source() if alike.fullmatch(other)]
+        named = [kind for other, kind in self._described_source() if alike.fullmatch(other.lower())]
         return not named[0].startswith(NUMBERS_AND_DATES) if len(named) == 1 else None
 
     def _carried_from(self, column: exp.Expression) -> exp.Expression:
@@ -110,7 +110,7 @@ class Scope:
                 found = self.catalog.columns(self.original_source([exp.Star()]))
             except QueryError:
                 found = []
-            self._source_columns = [(name.lower(), kind) for name, kind in found]
+            self._source_columns = found
         return self._source_columns
 
     def star_columns(self, star: exp.Expression) -> list[exp.Column]:
@@ -132,6 +132,10 @@ class Scope:
             return [(column.name, column) for column in self.star_columns(item)]
         if isinstance(item, exp.Alias):
             return [(item.alias, item.this)]
+        if isinstance(item, exp.Column):
+            named = [name for name, _ in self._described_source() if name.lower() == item.name.lower()]
+            if len(named) == 1:
+                return [(named[0], item)]
         return [(self.catalog.columns(self.original_source([null_calls(item)]))[0][0], item)]
 
     def original_source(self, projections: list[exp.Expression]) -> exp.Select:

@@ -25,7 +25,7 @@ class Siblings:
     def usable(self, sibling: exp.Expression, call: exp.Expression) -> exp.Expression | None:
         """A copy over sources and staged answers; None where it has calls yet to come, sees other rows, or varies."""
         clause = clause_of(call, self.scope.select)
-        written: exp.Expression | None = sibling.copy().transform(_row_value)
+        written: exp.Expression | None = sibling.transform(_row_value)
         for _ in self._aliases:
             if written is not None and self._alias_columns(written):
                 written = self._without_aliases(written, clause)

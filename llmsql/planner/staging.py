@@ -8,12 +8,13 @@ from sqlglot import exp
 
 from llmsql.functions import Call
 from llmsql.planner.calls import ParsedCall, calls_in, is_constant
-from llmsql.planner.clauses import clause_of
+from llmsql.planner.clauses import clause_of, table_named
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.guards import any_guard, guard
 from llmsql.planner.hazards import attempt, holds_or_raises, may_raise
 from llmsql.planner.plan import Stage
 from llmsql.planner.planning import SAME_IN_GROUP, TEXT, is_left_in_place
+from llmsql.planner.products import reduce_products
 from llmsql.planner.scope import Scope, WhereParts
 from llmsql.planner.siblings import Siblings
 
@@ -46,6 +47,7 @@ class Staging:
         found: list[Staged] = []
         for index in range(len(asking.expressions)):
             found += self._stage_all(calls_in(asking.expressions[index]), asking, lambda node: False)
+            self._protect(asking, index)
             self.surviving = [*self.surviving, asking.expressions[index]]
             self._filtered = True
         self._write_where(parts, asking.expressions)
@@ -66,16 +68,22 @@ class Staging:
                 if complete:
                     self._complete.add(key)
                 node.replace(_value(stage))
+            self._protect(asking, index)
         self.surviving = [*parts.first, *asking.expressions]
         self._write_where(parts, asking.expressions)
+
+    def _protect(self, asking: exp.Tuple, index: int) -> None:
+        """Compute a predicate that may raise only for rows that pass those before it; the SQL engine may not wait."""
+        predicate = asking.expressions[index]
+        if index and may_raise(predicate, self.scope.is_text):
+            predicate.replace(_after(asking.expressions[:index], predicate))
 
     def _write_where(self, parts: WhereParts, asking: list[exp.Expression]) -> None:
         """WHERE with the results in it; what may raise comes after them."""
         where = self.scope.select.args.get("where")
         if where is not None:
-            cheap = [predicate.copy() for predicate in parts.cheap]
-            rest = [_after([passed.copy() for passed in asking], predicate) for predicate in parts.rest]
-            where.set("this", exp.and_(*cheap, *[predicate.copy() for predicate in asking], *rest))
+            rest = [_after(asking, predicate) for predicate in parts.rest]
+            where.set("this", exp.and_(*parts.cheap, *asking, *rest))
 
     def reuse_filters(self) -> None:
         """A call that WHERE asked already has its value; the SELECT list reads the same column."""
@@ -154,12 +162,13 @@ class Staging:
         name = self._names.get(key) or self.scope.catalog.fresh_name("answers")
         self._names[key] = name
         columns = tuple(f"a{number}" for number in range(len(parsed.arguments)))
-        projections = [exp.alias_(argument.copy(), column) for argument, column in zip(parsed.arguments, columns)]
+        projections = [exp.alias_(argument, column) for argument, column in zip(parsed.arguments, columns)]
         source = self.scope.source_query(
             [*projections, exp.alias_(self.scope.row_count(), "n")],
             [*self.surviving, *([guarded] if guarded is not None else [])],
         )
         source.set("group", exp.Group(all=True))
+        reduce_products(source, self.scope.answers)
         if all(is_constant(argument) for argument in parsed.arguments):
             source.having("n > 0", copy=False)  # without a group key there is a row also where there are none
         stage = Stage(
@@ -190,7 +199,7 @@ class Staging:
                 value = attempt(value)
             equal.append(exp.NullSafeEQ(this=value, expression=exp.column(key, table=stage.name)))
         self.scope.answers.add(stage.name)
-        join_answers(self.scope.select, exp.to_table(stage.name), exp.and_(*equal))
+        join_answers(self.scope.select, table_named(stage.name), exp.and_(*equal, copy=False))
 
 
 def join_answers(select: exp.Select, table: exp.Table, condition: exp.Expression) -> None:
@@ -211,4 +220,4 @@ def _after(passed: list[exp.Expression], predicate: exp.Expression) -> exp.Expre
     """A predicate without calls that may raise, computed only for rows that pass those with calls."""
     if is_left_in_place(predicate) or not passed:
         return predicate.copy()
-    return exp.Case(ifs=[exp.If(this=exp.and_(*[p.copy() for p in passed]), true=predicate.copy())])
+    return exp.Case(ifs=[exp.If(this=exp.and_(*passed), true=predicate.copy())])

@@ -77,7 +77,7 @@ def check_binding(statement: exp.Expression, catalog: Catalog, planning: Plannin
     if not isinstance(query, exp.Query):
         return
     try:
-        catalog.columns(query.copy().transform(_bindable))
+        catalog.columns(query.transform(_bindable))
     except QueryError as problem:
         for select in query.find_all(exp.Select):
             for node in own_calls(select):
