@@ -28,7 +28,7 @@ from llmsql.kernels import (
     silu_and_mul,
     write_kv,
 )
-from llmsql.kernels.attention import tile_limits
+from llmsql.kernels.attention_launch import tile_limits
 
 if TYPE_CHECKING:
     from gpu import Report, Settings

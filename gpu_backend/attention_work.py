@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmsql.kernels.attention import TileLimits
+from llmsql.kernels.attention_launch import TileLimits
 from llmsql.kernels.language import next_power_of_two
 from llmsql.kernels.work_list import ITEM_WIDTH, Launch, WorkList
 

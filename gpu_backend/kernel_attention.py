@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from llmsql.kernels import NodeTable, WorkList, paged_attention, write_kv
-from llmsql.kernels.attention import tile_limits
+from llmsql.kernels.attention_launch import tile_limits
 from llmsql.kernels.work_list import TENSORS
 
 from .attention_work import LayerTiles, plan_work

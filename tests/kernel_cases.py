@@ -13,7 +13,7 @@ from llmsql.gpu_backend.attention_work import LayerTiles, plan_work
 from llmsql.gpu_backend.batch import TableArrays
 from llmsql.gpu_backend.cascade import Group
 from llmsql.kernels import NodeTable, WorkList
-from llmsql.kernels.attention import tile_limits
+from llmsql.kernels.attention_launch import tile_limits
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,17 @@ else:
     def test_branching_tree(dtype, sliding_window, softcap):
         check(branching(dtype=dtype, sliding_window=sliding_window, softcap=softcap, heads=1))
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-    @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (2, 2), (4, 2), (4, 1), (5, 1), (14, 2), (20, 1)])
+    @pytest.mark.parametrize(
+        ("heads", "kv_heads", "dtype"),
+        [
+            *(
+                (heads, kv_heads, torch.float16)
+                for heads, kv_heads in ((1, 1), (4, 2), (4, 1), (5, 1), (14, 2), (20, 1))
+            ),
+            *((heads, kv_heads, torch.float32) for heads, kv_heads in ((2, 2), (4, 1), (7, 1))),
+        ],
+        ids=str,
+    )
     def test_query_heads_per_kv_head(heads, kv_heads, dtype):
         check(small(heads=heads, kv_heads=kv_heads, dtype=dtype))
 
@@ -68,7 +77,7 @@ else:
     def test_block_size(block_size):
         check(small(block_size=block_size, dtype=torch.float16))
 
-    @pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 64, 65, 130])
+    @pytest.mark.parametrize("length", [1, 15, 16, 17, 64, 65, 130])
     def test_lengths_at_the_edges_of_blocks_and_tiles(length):
         rows = [Row(0, length - 1, 1), Row(0, 0, min(length, 3)), Row(0, length // 2, length - length // 2)]
         check(build([Node(None, length)], rows, block_size=16, dtype=torch.float16))
@@ -114,7 +123,7 @@ else:
         assert [launch.block_m for launch in case.work(**CASCADE).launches] == [16, 128]
         check(case, PLAIN, CASCADE)
 
-    @pytest.mark.parametrize("seed", range(10))
+    @pytest.mark.parametrize("seed", range(8))
     def test_random_trees(seed):
         case = random_case(seed)
         expected = dense_attention(case)

@@ -15,7 +15,7 @@ from compile_only import SHARED_MEMORY, Compiled, compiling_for
 from kernel_cases import Node, Row, build
 
 from llmsql.kernels import activation, attention, kv_write, log_probs, merge, norm, paged_attention, rotary
-from llmsql.kernels.attention import tile_limits
+from llmsql.kernels.attention_launch import tile_limits
 
 TENSOR_CORE = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
