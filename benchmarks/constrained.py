@@ -45,7 +45,7 @@ SWITCHES = {
     "forced_tokens": {"forced_tokens": True, "overlap_masks": False},
     "both": {"forced_tokens": True, "overlap_masks": True},
 }
-LABELS = ["a positive review", "a negative review"]
+LABELS = ["excellent product", "terrible product"]
 
 
 def main(arguments: list[str] | None = None) -> None:
