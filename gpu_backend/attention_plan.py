@@ -34,13 +34,13 @@ class Planner:
         table: TableArrays,
         block_size: int,
         *,
+        costs: Costs,
         cascade: bool = True,
-        costs: Costs | None = None,
         previous: Planner | None = None,
     ) -> None:
         """`previous`, the planner of an earlier step with the same settings, saves work where little has changed."""
         self._table = table
-        self._costs = costs or Costs()
+        self._costs = costs
         self._keys = KeyMap(table, block_size)
         self._shared: SharedKeys
         if previous is not None and _differ_in_own_nodes_only(previous._table, table):

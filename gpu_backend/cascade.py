@@ -26,15 +26,15 @@ TILE_QUERIES = 128
 class Costs:
     """What attention costs in one layer, all in the same unit (on the CPU: nanoseconds of one core)."""
 
-    product: float = 30_000
+    product: float
     """One more batched product: the calls that make it and merge its result, whatever their size."""
-    block: float = 6_000
+    block: float
     """One more block in a product."""
-    merge: float = 256
+    merge: float
     """Merging the result of one query token."""
-    read: float = 120
+    read: float
     """Reading one key and its value, by one row, tile or group."""
-    gather: float = 40
+    gather: float
     """Copying one key and its value to where a product can read them."""
 
 
@@ -50,12 +50,13 @@ def cpu_costs(*, heads: int, kv_heads: int, key_dim: int, value_dim: int, itemsi
     )
 
 
-# Measured on one core of an AMD EPYC (Zen 4) with torch 2.13, fp32 and bf16, with the head shapes of models of 23 M,
-# 135 M, 0.5 B and 8 B parameters: `python benchmarks/engine.py --calibrate` prints them anew.
-PRODUCT_NS = 30_000
-BLOCK_NS = 3_000  # one KV head
-MERGE_NS = 0.5  # one number of the output
-READ_NS = 0.12  # one byte of keys or values, copy included
+# Fitted to 280 decode steps of 2 to 64 rows with 8 to 512 shared tokens, in fp32 and bf16, with the heads of models of
+# 23 M, 135 M, 0.5 B and 8 B parameters: `python benchmarks/attention.py` does it anew (one core of an AMD EPYC, torch
+# 2.13). The prefix length from which sharing pays then comes out right within a factor of two in each of the 40 series.
+PRODUCT_NS = 45_000
+BLOCK_NS = 2_000  # one KV head
+MERGE_NS = 1.4  # one number of the output
+READ_NS = 0.11  # one byte of keys or values, copy included
 GATHER_NS = 0.04  # of it, the copy
 
 

@@ -9,7 +9,7 @@ import torch
 from .attention_part import Part, Run
 from .attention_plan import Plan, Planner
 from .batch import StepBatch
-from .cascade import Ints, cpu_costs
+from .cascade import Costs, Ints, cpu_costs
 from .kv_cache import KVCache
 from .products import attend_blocks, merge_into
 
@@ -31,12 +31,15 @@ class StepAttention:
         cascade: bool,
         device: torch.device,
         previous: StepAttention | None = None,
+        costs: Costs | None = None,
     ) -> None:
+        """`costs` takes the place of those by the shape of the layers."""
         self.cache = cache
         self.slots = torch.from_numpy(batch.slots).to(device)
         self._batch = batch
         self._cascade = cascade
         self._device = device
+        self._costs = costs
         self._previous = previous._planner if previous is not None and previous._cascade == cascade else None
         self._planner: Planner | None = None
         self._plans: dict[tuple[int | None, int], _PlanTensors] = {}
@@ -98,7 +101,7 @@ class StepAttention:
         plan = self._plans.get((window, group))
         if plan is None:
             if self._planner is None:
-                costs = cpu_costs(
+                costs = self._costs or cpu_costs(
                     heads=heads,
                     kv_heads=kv_heads,
                     key_dim=key_dim,

@@ -185,7 +185,7 @@ def test_rows_at_even_distances_are_read_where_they_lie() -> None:
 
 def test_thousands_of_short_rows_below_one_prefix() -> None:
     table = step_of([[1] * 300 + [10 + row] * 3 for row in range(2_000)], num_blocks=8_000).table
-    plan = Planner(table, BLOCK_SIZE).plan()
+    plan = Planner(table, BLOCK_SIZE, costs=cpu_costs(heads=8, kv_heads=2, key_dim=64, value_dim=64, itemsize=4)).plan()
     [[shared]] = plan.levels
     assert shared.num_keys == 300
     assert shared.tokens.size == 2_000 * 3
