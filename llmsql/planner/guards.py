@@ -47,6 +47,8 @@ def guard(node: exp.Expression, root: exp.Expression, siblings: Siblings) -> lis
     masked = raising = False
     inner, outer = node, node.parent
     while outer is not None and outer is not root:
+        if isinstance(outer, exp.Lambda):
+            return []  # what stands in it sees elements, not rows
         if siblings.end_at(outer):
             return found
         # With its value missing, the branch that this node computes anyway could raise where it would not have.

@@ -62,6 +62,8 @@ def _whole_select_reason(scope: Scope) -> str | None:
         return "the SELECT samples its rows"
     if select.find(exp.Columns) is not None:
         return "COLUMNS(...) stands in the SELECT"
+    if _reads_itself(select):
+        return "a recursive CTE is run by the SQL engine itself"
     where = select.args.get("where")
     if where is not None:
         for conjunct in conjuncts(where.this):
@@ -71,6 +73,13 @@ def _whole_select_reason(scope: Scope) -> str | None:
     if not scope.stands_alone():
         return "the query around it gives it values (a correlated subquery)"
     return None
+
+
+def _reads_itself(select: exp.Select) -> bool:
+    """Whether the SELECT reads the recursive CTE that it is a part of."""
+    ctes = [outer for outer in ancestors(select) if isinstance(outer, exp.CTE)]
+    names = {cte.alias.lower() for cte in ctes if cte.parent is not None and cte.parent.args.get("recursive")}
+    return any(table.name.lower() in names for table in select.find_all(exp.Table))
 
 
 def _call_reason(scope: Scope, node: exp.Anonymous) -> str | None:

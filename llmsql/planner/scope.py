@@ -73,7 +73,11 @@ class Scope:
                 parts.asking.append(predicate)
             elif is_left_in_place(predicate):
                 parts.rest.append(predicate)
-            elif (parts.asking or parts.rest) and may_raise(_without_queries(predicate), self.is_text):
+            elif (
+                (parts.asking or parts.rest)
+                and not _joins_sources(predicate)
+                and may_raise(_without_queries(predicate), self.is_text)
+            ):
                 parts.rest.append(predicate)
                 if predicate.find(exp.Query) is None:
                     parts.tried.append(holds_or_raises(is_true(predicate.copy()), self.is_text))
@@ -93,10 +97,14 @@ class Scope:
         if not isinstance(original, exp.Column):
             return None
         name = original.name.lower()
-        # Columns that are called the same have _1, _2, ... after their names here.
+        # Columns that are called the same have _1, _2, ... after their names here; they may agree in what they hold.
         alike = re.compile(re.escape(name) + r"(_\d+)?")
-        named = [kind for other, kind in self._described_source() if alike.fullmatch(other.lower())]
-        return not named[0].startswith(NUMBERS_AND_DATES) if len(named) == 1 else None
+        held = {
+            not kind.startswith(NUMBERS_AND_DATES)
+            for other, kind in self._described_source()
+            if alike.fullmatch(other.lower())
+        }
+        return held.pop() if len(held) == 1 else None
 
     def _carried_from(self, column: exp.Expression) -> exp.Expression:
         """What a column of a scratch table was in the user's FROM."""
@@ -189,6 +197,14 @@ NUMBERS_AND_DATES = (
     *("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"),
     *("FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN", "DATE", "TIME"),
 )
+
+
+def _joins_sources(predicate: exp.Expression) -> bool:
+    """Whether the predicate equates columns of two sources: the SQL engine joins by it before all else."""
+    if not isinstance(predicate, exp.EQ):
+        return False
+    sides = [side.unnest() for side in (predicate.left, predicate.right)]
+    return all(isinstance(side, exp.Column) and side.table for side in sides) and sides[0].table != sides[1].table
 
 
 def _without_queries(predicate: exp.Expression) -> exp.Expression:

@@ -39,7 +39,7 @@ class Siblings:
 
     def end_at(self, node: exp.Expression) -> bool:
         """Whether what stands above the node sees other rows than what stands below it."""
-        if isinstance(node, (exp.Window, exp.Lambda)):
+        if isinstance(node, exp.Window):
             return True
         return self._has_sets and (isinstance(node, exp.AggFunc) or self._is_aggregate(node))
 
