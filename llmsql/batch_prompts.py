@@ -41,9 +41,8 @@ def prepare_prompts(
     """
     assert call.prompt is not None
     template = parse_template(call.prompt, fields.column_names)
-    prefix, suffix = tokenizer.chat_frame(call.system)
     if template is not None:
-        return PlacedPrompts(call, template, fields, tokenizer, prefix, suffix, sort=settings.reorder)
+        return PlacedPrompts(call, template, fields, tokenizer, sort=settings.reorder)
     ordering = None
     if call.unordered and call.reorder and settings.reorder:
         # The items are put in place by their characters; what they share is then found in tokens like all else.
@@ -55,7 +54,8 @@ def prepare_prompts(
     cells = cells.with_lengths(lengths)
     opening = question(call.prompt, call.wanted) + DATA_OPEN
     ordering = order(cells, call, settings) if ordering is None else ordering
-    return FreePrompts(cells, tokens, ordering, opening, tokenizer, prefix, suffix)
+    head, tail = tokenizer.chat_frame(call.system, opening=opening, closing=DATA_CLOSE)
+    return FreePrompts(cells, tokens, ordering, opening, tokenizer, call.system, head, tail)
 
 
 def order(cells: Cells, call: Call, settings: Settings) -> Ordering:
@@ -76,35 +76,36 @@ class FreePrompts:
     ordering: Ordering
     opening: str
     tokenizer: PromptTokenizer
-    prefix: np.ndarray
-    suffix: np.ndarray
+    system: str | None
+    head: np.ndarray  # tokens of all that stands before the cells
+    tail: np.ndarray
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         """(row, token ids), in the order in which the engine is to see them."""
         if not self.tokenizer.additive:
             yield from self._whole()
             return
-        head = np.concatenate([self.prefix, self.tokenizer.encode(self.opening)])
-        tail = np.concatenate([self.tokenizer.encode(DATA_CLOSE), self.suffix])
         for row, columns in zip(self.ordering.rows, self.ordering.fields):
             codes = self.cells.codes[row]
             pieces = [self.tokens[column][codes[column]] for column in columns if codes[column] >= 0]
-            yield int(row), np.concatenate([head, *pieces, tail])
+            yield int(row), np.concatenate([self.head, *pieces, self.tail])
 
     def _whole(self) -> Iterator[tuple[int, np.ndarray]]:
         """For tokenizers whose tokens may cross the end of a cell: each prompt is tokenized as one text."""
         texts = [texts.to_pylist() for texts in self.cells.texts]
-        for row, columns in zip(self.ordering.rows, self.ordering.fields):
-            codes = self.cells.codes[row]
-            body = "".join(texts[column][codes[column]] for column in columns if codes[column] >= 0)
-            user = self.tokenizer.encode(self.opening + body + DATA_CLOSE)
-            yield int(row), np.concatenate([self.prefix, user, self.suffix])
+
+        def users() -> Iterator[str]:
+            for row, columns in zip(self.ordering.rows, self.ordering.fields):
+                codes = self.cells.codes[row]
+                body = "".join(texts[column][codes[column]] for column in columns if codes[column] >= 0)
+                yield self.opening + body + DATA_CLOSE
+
+        yield from zip(self.ordering.rows.tolist(), self.tokenizer.chat_prompts(users(), self.system))
 
     def estimate(self) -> Estimate:
         """Counted on the ordering: the head is shared by all prompts, cells by those that begin alike."""
         rows = len(self.ordering.rows)
-        head = len(self.prefix) + len(self.tokenizer.encode(self.opening))
-        tail = len(self.tokenizer.encode(DATA_CLOSE)) + len(self.suffix)
+        head, tail = len(self.head), len(self.tail)
         hits = prefix_hits(self.cells, self.ordering, partial=False, token_ids=self.tokens)
         total = hits.units_total + rows * (head + tail)
         return Estimate(rows, total, total - hits.units_hit - hits.units_partial - max(rows - 1, 0) * head)
@@ -121,16 +122,13 @@ class PlacedPrompts:
     template: Template
     fields: pa.Table
     tokenizer: PromptTokenizer
-    prefix: np.ndarray
-    suffix: np.ndarray
     sort: bool
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         """(row, token ids), sorted by text."""
         texts = self._texts()
-        rows = range(len(texts))
-        for row in sorted(rows, key=texts.__getitem__) if self.sort else rows:
-            yield row, np.concatenate([self.prefix, self.tokenizer.encode(texts[row]), self.suffix])
+        rows = sorted(range(len(texts)), key=texts.__getitem__) if self.sort else range(len(texts))
+        yield from zip(rows, self.tokenizer.chat_prompts((texts[row] for row in rows), self.call.system))
 
     def estimate(self) -> Estimate:
         """Tokenizes all prompts, and compares each with the one before it."""
