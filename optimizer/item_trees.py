@@ -58,14 +58,14 @@ def align_items(items: ItemLists) -> AlignedItems:
     return AlignedItems(aligned, columns)
 
 
-def shared_order(items: ItemLists, aligned: AlignedItems, homes: Ints) -> Ints:
+def shared_order(items: ItemLists, aligned: AlignedItems, homes: Ints, *, relocations: int = MAX_RELOCATIONS) -> Ints:
     """Positions of items [rows, most items] so that rows of one home begin with the items that they share.
 
     `homes` [rows] numbers rows that share all that stands before the list. Groups grow by single items; then rows move
-    to the group they share most with, as long as that saves more. Items that are not shared keep the common order
-    behind those that are.
+    to the group they share most with, as long as that saves more, in so many rounds at most. Items that are not shared
+    keep the common order behind those that are.
     """
-    clusters, common = _cluster(items, aligned, homes)
+    clusters, common = _cluster(items, aligned, homes, relocations)
     level, depth = np.full(common.shape, -1, dtype=np.int64), depths(clusters.parents)
     for number in range(1, int(depth.max(initial=0)) + 1):
         cluster = np.flatnonzero(depth == number)
@@ -79,7 +79,7 @@ def shared_order(items: ItemLists, aligned: AlignedItems, homes: Ints) -> Ints:
     return np.argsort(np.where(rank >= 0, rank, int(level.max(initial=0)) + 1 + rest), axis=1, kind="stable")
 
 
-def _cluster(items: ItemLists, aligned: AlignedItems, homes: Ints) -> tuple[Clusters, Indices]:
+def _cluster(items: ItemLists, aligned: AlignedItems, homes: Ints, relocations: int) -> tuple[Clusters, Indices]:
     """Clusters in which those of the homes are the outer ones, and what each has in common, [clusters, columns]."""
     growth = grow_items(items, homes)
     num_homes = int(homes.max(initial=0)) + 1
@@ -89,7 +89,7 @@ def _cluster(items: ItemLists, aligned: AlignedItems, homes: Ints) -> tuple[Clus
     lengths = np.concatenate([items.lengths, np.full(num_homes, heavy)])
     parents = np.concatenate([[-1], np.where(growth.parents < 0, 0, growth.parents + 1)]).astype(np.int32)
     clusters, common = settled(Clusters(parents, (growth.rows + 1).astype(np.int32)), ids, lengths)
-    for _ in range(MAX_RELOCATIONS if ids.size <= RELOCATION_CELLS else 0):
+    for _ in range(relocations if ids.size <= RELOCATION_CELLS else 0):
         moved, moved_common = settled(relocate_rows(clusters, common, ids, lengths), ids, lengths)
         if saved_length(moved, lengths[moved_common]) <= saved_length(clusters, lengths[common]):
             break

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .grouping import Ints, group_keys
 from .growth import Floats
-from .item_trees import align_items, grow_items, saved_by_row, shared_order
+from .item_trees import grow_items, saved_by_row
 from .pieces import Pieces
 from .prefix_tree import walk
 from .unordered import ItemLists
@@ -34,7 +34,7 @@ class _Prefixes:
 def place_list(
     pieces: Pieces, fields: Ints, item_ids: Mapping[int, Ints], column: int, items: ItemLists
 ) -> Iterator[tuple[str, Ints, Ints]]:
-    """Ways to place a list column: a name, the fields [rows, columns] and the order of items [rows, most items].
+    """Ways to place a list column: a name, the fields [rows, columns], and the homes [rows] of those who share items.
 
     `fields` is for each table row; `item_ids` are those of the other lists as they are shown. Behind each prefix the
     rows may go on with their other fields, or with items that they then share and nothing behind: what both save is
@@ -42,7 +42,7 @@ def place_list(
     """
     others: Ints = fields[fields != column].reshape(len(fields), fields.shape[1] - 1)
     prefixes, ends = _prefixes(pieces, others, item_ids)
-    by_items, aligned = _saved_by_items(prefixes, items), align_items(items)
+    by_items = _saved_by_items(prefixes, items)
     tried: list[Ints] = []
     for name, favour in WAYS.items():
         depth = _choose(prefixes, by_items, favour)
@@ -52,9 +52,8 @@ def place_list(
         rows, last = np.arange(len(depth)), np.maximum(depth, 0)
         # rows whose list stands at the end do not share it with each other
         homes = np.where(depth >= 0, prefixes.nodes[rows, last], int(prefixes.nodes.max(initial=0)) + 1 + rows)
-        order = shared_order(items, aligned, group_keys(homes))
         before = np.where(depth >= 0, (ends <= depth[:, None]).sum(axis=1), others.shape[1])
-        yield name, _inserted(others, column, before), order
+        yield name, _inserted(others, column, before), group_keys(homes)
 
 
 def _prefixes(pieces: Pieces, others: Ints, item_ids: Mapping[int, Ints]) -> tuple[_Prefixes, Ints]:

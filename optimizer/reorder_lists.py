@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from .cell_order import SharedUnits, shared_units
 from .cells import Cells, encode
 from .fixed import given_fields
 from .grouping import Ints
+from .item_trees import align_items, shared_order
 from .list_places import place_list
 from .ordering import Ordering
 from .pieces import Pieces, cut_pieces
@@ -35,8 +36,8 @@ def reorder_lists(
 ) -> Ordering:
     """Order rows, fields and the items of the named list fields; `reorder` orders what has no such fields.
 
-    Lists of the same items always read the same. With `sharing`, items are also put so that rows begin with those that
-    they share, and each list is put before or behind other fields where that saves more, see `place_list`.
+    Lists of the same items read the same. With `sharing`, items are also put so that rows begin with those that they
+    share, and each list is put before or behind other fields where that saves more, see `place_list`.
     Raises OptimizerError for a name that is no column of lists.
     """
     lists = read_items(table, names)
@@ -53,22 +54,20 @@ def reorder_lists(
     pieces = cut_pieces(cells, lists)
     as_given = {column: np.tile(np.arange(items.ids.shape[1]), (len(items.ids), 1)) for column, items in lists.items()}
     none = _candidate("none", pieces, lists, given_fields(cells).astype(np.int64), as_given)
-    hits = {**base.stats.candidates, "none": none.shared.total}
     best = _candidate(base.stats.chosen, pieces, lists, fields, orders)
     if base.stats.method == "auto" and none.shared.total > best.shared.total:
         best = replace(none, name="sort")
+    hits = {**base.stats.candidates, "none": none.shared.total}
     waiting = _heaviest(lists) if sharing else []
     while waiting:
-        better, placed = best, -1
-        for column in waiting:
-            for one in _placed(best, pieces, lists, column):
-                hits[one.name] = max(one.shared.total, hits.get(one.name, 0))
-                if one.shared.total > better.shared.total:
-                    better, placed = one, column
-        if better is best:
+        column, placed = max(
+            ((column, _best_place(best, pieces, lists, column, hits)) for column in waiting),
+            key=lambda found: found[1].shared.total,
+        )
+        if placed.shared.total <= best.shared.total:
             break
-        best = better
-        waiting.remove(placed)
+        best = placed
+        waiting.remove(column)
     rows = depth_first(best.sequences)
     stats = replace(
         base.stats,
@@ -77,8 +76,30 @@ def reorder_lists(
         partial_units=best.shared.partial,
         candidates=hits,
     )
-    items = {cells.names[column]: order[rows] for column, order in best.orders.items()}
-    return Ordering(rows, best.fields[rows].astype(np.int32), stats, items)
+    shown = {cells.names[column]: order[rows] for column, order in best.orders.items()}
+    return Ordering(rows, best.fields[rows].astype(np.int32), stats, shown)
+
+
+def _best_place(
+    start: _Candidate, pieces: Pieces, lists: Mapping[int, ItemLists], column: int, hits: dict[str, int]
+) -> _Candidate:
+    """The best of the ways to place one more list; `hits` gets what each of them finds.
+
+    They are compared with items in a quick order; the best one gets a better one.
+    """
+    items, aligned = lists[column], align_items(lists[column])
+    best, best_homes = start, None
+    for name, fields, homes in place_list(pieces, start.fields, _shown_ids(lists, start.orders), column, items):
+        order = shared_order(items, aligned, homes, relocations=0)
+        one = _candidate(name, pieces, lists, fields, {**start.orders, column: order})
+        hits[name] = max(one.shared.total, hits.get(name, 0))
+        if one.shared.total > best.shared.total:
+            best, best_homes = one, homes
+    if best_homes is not None:
+        orders = {**best.orders, column: shared_order(items, aligned, best_homes)}
+        best = max(best, _candidate(best.name, pieces, lists, best.fields, orders), key=lambda one: one.shared.total)
+        hits[best.name] = max(best.shared.total, hits[best.name])
+    return best
 
 
 def _candidate(
@@ -86,12 +107,6 @@ def _candidate(
 ) -> _Candidate:
     sequences, _ = pieces.sequences(fields, _shown_ids(lists, orders))
     return _Candidate(name, fields, orders, sequences, shared_units(sequences, pieces.order))
-
-
-def _placed(start: _Candidate, pieces: Pieces, lists: Mapping[int, ItemLists], column: int) -> Iterator[_Candidate]:
-    ids = _shown_ids(lists, start.orders)
-    for name, fields, order in place_list(pieces, start.fields, ids, column, lists[column]):
-        yield _candidate(name, pieces, lists, fields, {**start.orders, column: order})
 
 
 def _shown_ids(lists: Mapping[int, ItemLists], orders: Mapping[int, Ints]) -> dict[int, Ints]:
