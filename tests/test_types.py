@@ -189,3 +189,86 @@ def test_the_plain_functions_know_schemas_and_scores() -> None:
         )
         assert connection.sql(sql).fetchall() == [({"name": f"no {i}", "age": i}, float(i)) for i in range(3)]
         registration.remove()
+
+
+def typed(prompt: str, fields: dict, options: dict) -> str:
+    """A value of whatever type is wanted, computed from the field `i`."""
+    i = fields["i"]
+    if options["function"] == "llm_score":
+        return options["choices"][i % 11]
+    if "choices" in options:
+        return options["choices"][i % 2]
+    if "schema" in options:
+        if options["schema"]["type"] == "array":
+            return json.dumps([i, 2])
+        values = {"name": f"no {i}", "n": i, "day": f"2024-01-{i + 1:02}", "a": i}
+        return json.dumps({name: values[name] for name in options["schema"]["properties"]})
+    if options.get("return_type") == "DATE":
+        return f"2024-02-{i + 1:02}"
+    return f"ab{i}" if "regex" in options else str(i * 2)
+
+
+THING = "'STRUCT(name VARCHAR, n INTEGER, day DATE)'"
+STATEMENTS = {
+    "SELECT llm('n', i, return_type := 'INTEGER') + 1 FROM t": ["INTEGER"],
+    f"SELECT llm_extract('p', {THING}, i) FROM t": ['STRUCT("name" VARCHAR, n INTEGER, "day" DATE)'],
+    f"SELECT s.name, s.day + 1 FROM (SELECT llm_extract('p', {THING}, i) AS s FROM t)": ["VARCHAR", "DATE"],
+    f"SELECT llm_extract('p', {THING}, i).n AS n FROM t WHERE i > 0 ORDER BY n DESC": ["INTEGER"],
+    "SELECT avg(llm_score('how', i)) FROM t": ["DOUBLE"],
+    "SELECT i FROM t ORDER BY llm_score('how', i, min := -5, max := 5) DESC LIMIT 2": ["BIGINT"],
+    "SELECT llm('l', i, return_type := 'INTEGER[]')[1] FROM t": ["INTEGER"],
+    "SELECT i FROM t WHERE llm('w', i, return_type := 'BOOLEAN')": ["BIGINT"],
+    "SELECT max(llm('d', i, return_type := 'date')) FROM t": ["DATE"],
+    "SELECT llm('r', i, regex := '[a-z]{2}[0-9]+') FROM t": ["VARCHAR"],
+    "SELECT llm('e', i, return_type := 'ENUM(''x'', ''y'')') FROM t": ["VARCHAR"],
+    "SELECT llm('n', llm('m', i, return_type := 'INTEGER') AS i, return_type := 'BIGINT') FROM t": ["BIGINT"],
+    """SELECT llm('s', i, schema := '{"type": "object", "properties": {"a": {"type": "integer"}}}').a FROM t""": [
+        "BIGINT"
+    ],
+    "SELECT llm('u', i, [i, 3] AS c, return_type := 'BOOLEAN', unordered := ['c']) FROM t": ["BOOLEAN"],
+}
+
+
+@pytest.mark.parametrize("sql", STATEMENTS)
+def test_typed_calls_are_real_types_planned_and_in_place(sql: str) -> None:
+    answers = []
+    for plan in (True, False):
+        with llmsql.connect(model=FakeModel(typed), plan=plan) as con:
+            con.execute("CREATE TABLE t AS SELECT range AS i FROM range(5)")
+            relation = con.sql(sql)
+            assert [str(kind).replace('"day"', "day") for kind in relation.types] == [
+                kind.replace('"day"', "day") for kind in STATEMENTS[sql]
+            ]
+            rows = relation.fetchall()
+            answers.append(rows if "ORDER BY" in sql else sorted(rows, key=repr))
+    assert answers[0] == answers[1]
+    assert answers[0]
+    assert any(value is not None for row in answers[0] for value in row)
+
+
+def test_an_answer_of_a_wrong_type_is_null_with_its_reason() -> None:
+    with llmsql.connect(model=FakeModel(lambda p, f, o: "5" if f["i"] else "five")) as con:
+        with pytest.warns(llmsql.LlmsqlWarning, match="1 of 2"):
+            relation = con.sql("SELECT llm('n', i, return_type := 'INTEGER') FROM range(2) t(i)")
+        assert sorted(relation.fetchall(), key=repr) == [(5,), (None,)]
+        assert "expected INTEGER, the model answered 'five'" in con.last_query.errors[0].error
+
+
+def test_the_engine_answers_in_the_type_it_is_asked_for() -> None:
+    sql = """
+        SELECT llm_extract('The product', 'STRUCT(name VARCHAR, price DOUBLE, sold DATE)', review,
+                           max_tokens := 120) AS extracted,
+               llm_score('How good is it?', review, max := 3) AS score,
+               llm('How many?', review, return_type := 'INTEGER') AS number,
+               llm('A code', review, regex := '[A-Z]{3}-[0-9]{2}') AS code
+        FROM (VALUES ('A fine hose, bought in May.'), ('It leaks <|end|> and broke.')) t(review)"""
+    with llmsql.connect() as con:
+        rows = con.sql(sql).fetchall()
+        failed = con.last_query.errors
+    assert len(rows) == 2
+    assert all(re.fullmatch("[A-Z]{3}-[0-9]{2}", code) for *_, code in rows)
+    assert all(score in (0.0, 1.0, 2.0, 3.0) for _, score, _, _ in rows)
+    assert all("cut after" in failure.error or "expected" in failure.error for failure in failed)
+    for extracted, _, number, _ in rows:
+        assert extracted is None or set(extracted) == {"name", "price", "sold"}
+        assert number is None or isinstance(number, int)

@@ -16,6 +16,7 @@ IN_PLACE_PREFIX = "__llmsql_"
 TAG = "llmsql_select"
 TEXT = "llmsql_text"
 CORRELATED = "llmsql_correlated"
+TYPE = "llmsql_type"  # of the call's value
 SAME_IN_GROUP = "llmsql_same_in_group"  # any_value() around an answer that is the same in all rows of a group
 
 
@@ -52,7 +53,7 @@ def null_calls(expression: exp.Expression) -> exp.Expression:
 
     def null(node: exp.Expression) -> exp.Expression:
         if isinstance(node, exp.Anonymous) and node.name.lower() in FUNCTIONS:
-            return exp.cast(exp.null(), FUNCTIONS[node.name.lower()].sql_type)
+            return exp.cast(exp.null(), call_type(node), dialect="duckdb")
         return node
 
     return expression.transform(null)
@@ -64,7 +65,7 @@ def in_place_call(parsed: ParsedCall, prefix: str) -> exp.Expression:
         exp.PropertyEQ(this=exp.to_identifier(name, quoted=True), expression=expression.copy())
         for name, expression in parsed.fields
     ]
-    return exp.Anonymous(
+    call: exp.Expression = exp.Anonymous(
         this=prefix + parsed.call.function,
         expressions=[
             exp.Literal.string(parsed.call.to_json()),
@@ -72,6 +73,16 @@ def in_place_call(parsed: ParsedCall, prefix: str) -> exp.Expression:
             exp.Struct(expressions=fields),
         ],
     )
+    if parsed.call.sql_type == FUNCTIONS[parsed.call.function].sql_type:
+        return call
+    if parsed.call.answer_type.is_json:  # a type of the call's own comes as text
+        call = exp.cast(call, "JSON", dialect="duckdb")
+    return exp.cast(call, parsed.call.sql_type, dialect="duckdb")
+
+
+def call_type(node: exp.Anonymous) -> str:
+    """The SQL type of a call's value; `note_types` has noted those that options give."""
+    return str(node.meta.get(TYPE) or FUNCTIONS[node.name.lower()].sql_type)
 
 
 def is_left_in_place(expression: exp.Expression) -> bool:

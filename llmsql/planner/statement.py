@@ -12,7 +12,7 @@ from llmsql.planner.calls import call_text, is_llm_call, is_option, own_calls, p
 from llmsql.planner.catalog import Catalog
 from llmsql.planner.clauses import is_star, over_sources, visible_ctes
 from llmsql.planner.plan import InPlace, Plan
-from llmsql.planner.planning import IN_PLACE_PREFIX, TAG, Planning, Switches, in_place_call, null_calls
+from llmsql.planner.planning import IN_PLACE_PREFIX, TAG, TYPE, Planning, Switches, call_type, in_place_call, null_calls
 from llmsql.planner.select import plan_select
 
 # Statements that are no queries to sqlglot, and show rows nevertheless.
@@ -36,6 +36,7 @@ def plan_statement(
     """
     for number, select in enumerate(statement.find_all(exp.Select)):
         select.meta[TAG] = number
+    note_types(statement, catalog)
     originals = null_calls(statement)
     planning = Planning(
         catalog,
@@ -62,22 +63,31 @@ def plan_statement(
     )
 
 
+def note_types(statement: exp.Expression, catalog: Catalog) -> None:
+    """Note at each call the type of its value, and check all that is constant in the calls.
+
+    Raises:
+        CallError: a call is written wrongly; with its position.
+    """
+    for node in list(statement.find_all(exp.Anonymous)):
+        if is_llm_call(node):
+            parsed = parse_call(node, catalog, lambda star: [exp.column("x")])
+            node.meta[TYPE] = parsed.call.sql_type
+
+
 def check_binding(statement: exp.Expression, catalog: Catalog, planning: Planning) -> None:
     """Let the SQL engine bind the statement's query with the calls in it, before anything runs.
 
     Raises:
         CallError: an argument of a call does not bind; QueryError: something else does not.
     """
-    for node in list(statement.find_all(exp.Anonymous)):
-        if is_llm_call(node):
-            parse_call(node, catalog, lambda star: [exp.column("x")])
     query = statement if isinstance(statement, exp.Query) else statement.args.get("expression")
     if isinstance(statement, exp.Copy):
         query = statement.this
     if not isinstance(query, exp.Query):
         return
     try:
-        catalog.columns(query.transform(_bindable))
+        catalog.columns(_bindable(query))
     except QueryError as problem:
         for select in query.find_all(exp.Select):
             for node in own_calls(select):
@@ -102,12 +112,17 @@ def _row_arguments(node: exp.Anonymous) -> list[exp.Expression]:
     return [argument for argument in node.expressions if not is_option(argument)]
 
 
-def _bindable(node: exp.Expression) -> exp.Expression:
-    """A call as the SQL engine can bind it: without options, and without what only our functions take."""
-    if isinstance(node, exp.Anonymous) and node.name.lower() in FUNCTIONS:
+def _bindable(query: exp.Query) -> exp.Expression:
+    """The query with its calls as the SQL engine can bind them: without options, and what only our functions take."""
+    bindable: exp.Expression = query.copy()
+    for node in reversed(list(bindable.find_all(exp.Anonymous))):  # inner calls come later
+        if node.name.lower() not in FUNCTIONS:
+            continue
         arguments = [argument.unalias() for argument in _row_arguments(node) if not is_star(argument)]
         node.set("expressions", arguments)
-    return node
+        if call_type(node) != FUNCTIONS[node.name.lower()].sql_type:
+            node.replace(exp.cast(node.copy(), call_type(node), dialect="duckdb"))
+    return bindable
 
 
 def _inside_out(node: exp.Expression) -> Iterator[exp.Select]:
