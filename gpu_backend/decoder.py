@@ -12,6 +12,7 @@ from .decoder_layer import Attention, DecoderLayer, Norm, ReadRows, StepTensors
 from .linear import Linear
 from .operators import Operators, TorchOperators, token_angles
 from .rotary import RotaryTable
+from .row_sizes import RowSizes
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class FusedDecoder:
     head: Linear
     logit_softcap: float | None
     operators: Operators
+    row_sizes: RowSizes
+    """That of the products."""
 
     def __call__(
         self,
@@ -47,6 +50,9 @@ class FusedDecoder:
 
         `num_positions` is more than any position.
         """
+        self.row_sizes.count(len(token_ids))
+        if rows is not None:
+            self.row_sizes.count(len(rows.index))
         hidden = F.embedding(token_ids, self.embedding)
         if self.embedding_scale is not None:
             hidden *= self.embedding_scale

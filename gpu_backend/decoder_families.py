@@ -13,9 +13,10 @@ from .decoder import FusedDecoder
 from .decoder_layer import DecoderLayer, Norm
 from .errors import EngineError
 from .kv_cache import LayerAttention, LayerShape
-from .linear import join
+from .linear import Linear, join
 from .operators import Operators
 from .rotary import Angles, RotaryTable
+from .row_sizes import RowSizes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +67,7 @@ def fuse(
     """
     base: Any = model.model
     config: Any = model.config
-    offset = type(model).__name__.startswith("Gemma")
+    parts = _Parts(model, copy)
     tables: dict[str, int] = {}
     rotary_of = []
     for number in range(len(base.layers)):
@@ -74,7 +75,7 @@ def fuse(
         rotary_of.append(tables.setdefault(kind, len(tables)))
     layers = []
     for number, (layer, options, shape) in enumerate(zip(base.layers, attention, shapes)):
-        layers.append(_layer(layer, number, number == len(base.layers) - 1, options, shape, offset, model, copy))
+        layers.append(parts.layer(layer, number, options, shape, last=number == len(base.layers) - 1))
     embedding, context = base.embed_tokens, read_context(model).length
     tied = model.lm_head.weight is embedding.weight
     return FusedDecoder(
@@ -83,50 +84,53 @@ def fuse(
         layers=layers,
         rotary=[RotaryTable(_angles(base.rotary_emb, kind), embedding.weight.device, context) for kind in tables],
         rotary_of=rotary_of,
-        norm=_norm(base.norm, offset),
-        head=join([model.lm_head], copy=copy and not tied),
+        norm=parts.norm(base, "norm"),
+        head=join([model.lm_head], row_sizes=parts.row_sizes, copy=copy and not tied),
         logit_softcap=getattr(config, "final_logit_softcapping", None),
         operators=operators,
+        row_sizes=parts.row_sizes,
     )
 
 
-def _layer(
-    layer: Any,
-    index: int,
-    last: bool,
-    options: LayerAttention,
-    shape: LayerShape,
-    offset: bool,
-    model: PreTrainedModel,
-    copy: bool,
-) -> DecoderLayer:
-    attention, mlp = layer.self_attn, layer.mlp
-    gemma = hasattr(layer, "pre_feedforward_layernorm")
-    keys = [attention.k_proj, attention.v_proj]
-    return DecoderLayer(
-        index=index,
-        heads=attention.q_proj.out_features // shape.key_dim,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.key_dim,
-        options=options,
-        input_norm=_norm(layer.input_layernorm, offset),
-        query_norm=_norm(attention.q_norm, offset) if hasattr(attention, "q_norm") else None,
-        key_norm=_norm(attention.k_norm, offset) if hasattr(attention, "k_norm") else None,
-        query=join([attention.q_proj], copy=copy) if last else None,
-        key_value=join(keys if last else [attention.q_proj, *keys], copy=copy),
-        output=join([attention.o_proj], copy=copy),
-        attention_norm=_norm(layer.post_attention_layernorm, offset) if gemma else None,
-        mlp_input_norm=_norm(layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm, offset),
-        gate_up=join([mlp.gate_proj, mlp.up_proj], copy=copy),
-        activation=_ACTIVATIONS[_activation(model)],
-        down=join([mlp.down_proj], copy=copy),
-        mlp_norm=_norm(layer.post_feedforward_layernorm, offset) if gemma else None,
-    )
+class _Parts:
+    """Takes the parts of a model's layers from their modules."""
 
+    def __init__(self, model: PreTrainedModel, copy: bool) -> None:
+        self.row_sizes = RowSizes()
+        self._copy = copy
+        self._gemma = type(model).__name__.startswith("Gemma")
+        self._activation = _ACTIVATIONS[_activation(model)]
 
-def _norm(module: Any, offset: bool) -> Norm:
-    eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
-    return Norm(module.weight, eps, offset)
+    def layer(self, layer: Any, index: int, options: LayerAttention, shape: LayerShape, *, last: bool) -> DecoderLayer:
+        attention, mlp = layer.self_attn, layer.mlp
+        query, keys = attention.q_proj, [attention.k_proj, attention.v_proj]
+        return DecoderLayer(
+            index=index,
+            heads=query.out_features // shape.key_dim,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.key_dim,
+            options=options,
+            input_norm=self.norm(layer, "input_layernorm"),
+            query_norm=self.norm(attention, "q_norm") if hasattr(attention, "q_norm") else None,
+            key_norm=self.norm(attention, "k_norm") if hasattr(attention, "k_norm") else None,
+            query=self.join(query) if last else None,
+            key_value=self.join(*keys) if last else self.join(query, *keys),
+            output=self.join(attention.o_proj),
+            attention_norm=self.norm(layer, "post_attention_layernorm") if self._gemma else None,
+            mlp_input_norm=self.norm(layer, "pre_feedforward_layernorm" if self._gemma else "post_attention_layernorm"),
+            gate_up=self.join(mlp.gate_proj, mlp.up_proj),
+            activation=self._activation,
+            down=self.join(mlp.down_proj),
+            mlp_norm=self.norm(layer, "post_feedforward_layernorm") if self._gemma else None,
+        )
+
+    def join(self, *modules: nn.Linear) -> Linear:
+        return join(modules, row_sizes=self.row_sizes, copy=self._copy)
+
+    def norm(self, owner: Any, name: str) -> Norm:
+        module = getattr(owner, name)
+        eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+        return Norm(module.weight, eps, offset=self._gemma)
 
 
 def _activation(model: PreTrainedModel) -> str:

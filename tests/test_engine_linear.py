@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llmsql.gpu_backend.linear import Linear, MergedLinear, PackedLinear, SplitLinear, can_pack, join
+from llmsql.gpu_backend.row_sizes import RowSizes
 
 KINDS = [MergedLinear, SplitLinear, PackedLinear]
 
@@ -33,7 +34,7 @@ def test_one_product_for_all_modules(kind: type, outputs: list[int], rows: int, 
     x = torch.randn(rows, 24, dtype=dtype)
     expected = torch.cat([part(x) for part in parts], dim=-1)
     weights = [part.weight.clone() for part in parts]
-    linear: Linear = kind(parts)
+    linear: Linear = kind(parts) if kind is MergedLinear else kind(parts, RowSizes())
     torch.testing.assert_close(linear(x), expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
     linear.restore()
     assert all(torch.equal(part.weight, weight) for part, weight in zip(parts, weights))
@@ -59,7 +60,28 @@ def test_packed_weights_replace_the_modules_weights() -> None:
     parts = modules([5, 3], dtype=torch.float32, bias=True)
     if not can_pack(parts[0].weight):
         pytest.skip("this torch has no oneDNN")
-    assert isinstance(join(parts), PackedLinear)
+    sizes = RowSizes()
+    assert isinstance(join(parts, row_sizes=sizes), PackedLinear)
     assert [part.weight.numel() for part in parts] == [0, 0]
-    assert isinstance(join(modules([5], dtype=torch.float32, bias=False), copy=False), SplitLinear)
-    assert isinstance(join(modules([5], dtype=torch.float16, bias=False)), MergedLinear)
+    assert isinstance(join(modules([5], dtype=torch.float32, bias=False), row_sizes=sizes, copy=False), SplitLinear)
+    assert isinstance(join(modules([5], dtype=torch.float16, bias=False), row_sizes=sizes), MergedLinear)
+
+
+def test_numbers_of_rows_are_rounded_to_few_sizes() -> None:
+    sizes = RowSizes()
+    padded = [sizes.padded(rows) for rows in range(1, 1025)]
+    assert all(rows <= size <= max(rows + 3, rows * 1.25) for rows, size in zip(range(1, 1025), padded))
+    assert len(set(padded)) <= 32
+    assert [sizes.padded(rows) for rows in (1, 4, 16, 64, 256, 1024, 0)] == [1, 4, 16, 64, 256, 1024, 0]
+
+
+def test_numbers_that_come_again_are_used_as_they_are() -> None:
+    sizes = RowSizes()
+    for _ in range(4):
+        assert sizes.padded(100) == 112
+        sizes.count(100)
+    assert sizes.padded(100) == 100
+    for rows in range(65, 256):
+        for _ in range(9):
+            sizes.count(rows)
+    assert sum(sizes.padded(rows) == rows for rows in range(65, 256)) < 16 + 9, "16 of them at most, and the sizes"
