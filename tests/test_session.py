@@ -220,7 +220,7 @@ class TestErrors:
         [
             ("SELECT llm('Say', nope) FROM t", '"nope" not found', 1, 8),
             ("SELECT id,\n  llm('Say', x, max_token := 3) FROM t", "did you mean 'max_tokens'", 2, 3),
-            ("SELECT llm('Say', x, schema := 'a') FROM t", "not available in this version", 1, 8),
+            ("SELECT llm('Say', x, adapter := 'a') FROM t", "not available in this version", 1, 8),
             ("SELECT llm('Say') FROM t", "no field", 1, 8),
             ("SELECT llm() FROM t", "needs a prompt", 1, 8),
             ("SELECT llm_filter('', x) FROM t", "not empty", 1, 8),
@@ -231,7 +231,10 @@ class TestErrors:
             ("SELECT llm('Say', x, temperature := -1) FROM t", "'temperature' must be", 1, 8),
             ("SELECT llm('Say', x, max_tokens := id) FROM t", "must be constant", 1, 8),
             ("SELECT llm('About {nobody}', x) FROM t", "no such field", 1, 8),
-            ("SELECT 1 FROM t WHERE id > 2 AND llm_extract('Say', x)", "not available", 1, 34),
+            ("SELECT 1 FROM t WHERE id > 2 AND llm_agg('Say', x)", "not available", 1, 34),
+            ("SELECT 1 FROM t WHERE id > 2 AND llm_extract('Say', x)", "a schema", 1, 34),
+            ("SELECT llm_extract('Say', x, id) FROM t", "the schema must be constant", 1, 8),
+            ("SELECT llm_extract('Say', 'INT', x) FROM t", "no members", 1, 8),
             ("SELECT ? AS n, llm('Say', nope) FROM t", '"nope" not found', 1, 16),
         ],
     )

@@ -100,15 +100,17 @@ def _parse_call(
     positional = [argument for argument in node.expressions if not is_option(argument)]
     options = _options(node, name, catalog)
     if len(positional) < function.leading:
-        raise CallError(
-            f"{name} needs {'a prompt' if function.leading == 1 else 'a prompt and labels'}: {function.usage}"
-        )
+        wanted = "a prompt" if function.second is None else f"a prompt and {function.second}"
+        raise CallError(f"{name} needs {wanted}: {function.usage}")
     prompt, prompt_expression = _prompt(positional[0], name, catalog)
-    labels = _constant(positional[1], f"{name}: the labels", catalog) if function.leading == 2 else None
+    second = None
+    if function.second is not None:
+        what = function.second.removeprefix("a ")
+        second = _constant(positional[1], f"{name}: the {what}", catalog)
     fields = _fields(positional[function.leading :], catalog.dialect, star)
     if not fields:
         raise CallError(f"{name} has no field to ask about: {function.usage}")
-    call = make_call(name, prompt, labels, options)
+    call = make_call(name, prompt, second, options)
     if prompt is not None:
         parse_template(prompt, [field for field, _ in fields])
     return ParsedCall(call, prompt_expression, fields)
