@@ -52,10 +52,11 @@ bench: $(INSTALLED)
 	@echo "make: benchmarks; tables go to benchmarks/out"
 	@mkdir -p benchmarks/out
 	@if ls $(DATA)/*.parquet >/dev/null 2>&1; then \
-		$(BIN)/python benchmarks/reorder.py $(DATA)/*.parquet --tokenizer llmsql/demo/model/tokenizer.json | tee benchmarks/out/reorder.md; \
+		$(BIN)/python benchmarks/reorder.py $(DATA)/*.parquet --output benchmarks/out; \
 		$(BIN)/python benchmarks/query.py | tee benchmarks/out/query.md; \
 	else echo "make: no tables in $(DATA): set LLMSQL_DATA; skipping the benchmarks that read them"; fi
 	@$(BIN)/python benchmarks/engine.py | tee benchmarks/out/engine.md
+	@$(BIN)/python benchmarks/constrained.py | tee benchmarks/out/constrained.md
 	@$(BIN)/python benchmarks/gpu.py --dry-run
 
 fuzz: $(INSTALLED)
