@@ -75,7 +75,8 @@ class TorchOperators:
         """See `Operators.rms_norm`."""
         total = x if residual is None else residual.add_(x)
         wide = total.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+        wide = wide * scale if wide is total else wide.mul_(scale)
         if offset:
             return wide.mul_(weight.float() + 1.0).to(x.dtype), total
         return wide.to(x.dtype).mul_(weight), total
