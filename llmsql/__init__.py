@@ -12,7 +12,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llmsql.errors import CallError, ClosedError, LlmsqlError, ModelError, QueryError, RowError, SettingError
+from llmsql.errors import (
+    BudgetError,
+    CallError,
+    ClosedError,
+    LlmsqlError,
+    ModelError,
+    QueryError,
+    RowError,
+    SettingError,
+)
 
 if TYPE_CHECKING:
     from llmsql.connection import connect, register
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "BudgetError",
     "CallError",
     "ClosedError",
     "LlmsqlError",

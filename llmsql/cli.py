@@ -29,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sql = sys.stdin.read() if options.sql == "-" else options.sql
     warnings.showwarning = _show_warning
     try:
-        settings = {name: value for name in ("device", "dtype", "kv_memory") if (value := getattr(options, name))}
+        names = ("device", "dtype", "kv_memory", "cache")
+        settings = {name: value for name in names if (value := getattr(options, name))}
+        if options.no_cache:
+            settings["cache"] = False
         with llmsql.connect(
             options.database, model=options.model, progress=not options.no_progress, **settings
         ) as session:
@@ -59,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FILE", help="where to write (default: standard output)")
     parser.add_argument("--explain", action="store_true", help="show the plan and run nothing")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar and no summary on standard error")
+    parser.add_argument("--cache", metavar="FILE", help="where answers are kept (default: the user's cache folder)")
+    parser.add_argument("--no-cache", action="store_true", help="neither use answers of before nor keep new ones")
     parser.add_argument("--device", help="auto, cpu or cuda")
     parser.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--kv-memory", help="memory for the KV cache, such as 2GiB")
