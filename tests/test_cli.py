@@ -21,7 +21,8 @@ def reviews(tmp_path):
     return path
 
 
-def test_csv(reviews, capsys):
+def test_csv(reviews, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # the bar is squeezed into narrow terminals
     assert main([SQL.format(reviews), "--format", "csv"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
