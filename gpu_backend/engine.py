@@ -71,6 +71,7 @@ class Engine:
         cascade: bool = True,
         prefix_cache: bool = True,
         exact_admission: bool = True,
+        longest_first: bool = True,
         forced_tokens: bool = True,
         overlap_masks: bool | None = None,
         fused: bool = True,
@@ -97,6 +98,8 @@ class Engine:
                 the same pool, until running requests want the blocks.
             exact_admission: False keeps blocks for `max_tokens` of output free from a request's start; otherwise it
                 starts when the blocks will be free by the time that it needs them.
+            longest_first: False takes prompts that part from each other in the order in which they came; otherwise
+                those with the longest `max_tokens` first, in classes of powers of two.
             cascade: False lets every row read all of its keys by itself.
             fused: False runs transformers' modules also where there is a fused decoder. The decoder keeps weights in a
                 layout of its own; of a model object, which keeps its weights too, that is a second copy, made where it
@@ -154,7 +157,7 @@ class Engine:
         self._runner.allocate(self.memory.num_blocks * block_size)
         self._pool = BlockPool(self.memory.num_blocks, block_size)
         self._scheduler = Scheduler(
-            PrefixTree(self._pool, sharing=prefix_sharing, caching=prefix_cache),
+            PrefixTree(self._pool, sharing=prefix_sharing, caching=prefix_cache, longest_first=longest_first),
             max_tokens=self.memory.max_batch_tokens,
             max_logits=self.memory.max_logits,
             max_running=min(max_running, self.memory.max_logits),

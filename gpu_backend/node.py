@@ -27,6 +27,7 @@ class Node:
         "claimed",
         "claims",
         "length",
+        "longest",
         "num_computed",
         "num_requests",
         "num_waiting",
@@ -51,7 +52,8 @@ class Node:
         self.num_requests = 0  # waiting and running requests whose path includes this node
         self.num_waiting = 0  # those of them that wait
         self.waiting: dict[Sequence, None] = {}  # requests that wait and end here
-        self.waiting_children: dict[Node, None] = {}  # children with num_waiting > 0, in depth-first order
+        self.longest = 0  # the class of the longest output that requests have waited for below: see `PrefixTree`
+        self.waiting_children: dict[int, dict[Node, None]] = {}  # children with num_waiting > 0, by their `longest`
         self.blocks: list[int] = []  # empty until the first request that needs the node is admitted
         self.offset = 0
         self.num_computed = 0  # leading tokens whose KV is in the pool
@@ -79,6 +81,21 @@ class Node:
     def num_own_blocks(self) -> int:
         """Blocks that are free when this node goes after its children: all but the one that its parent holds too."""
         return len(self.blocks) - self.claims
+
+    def next_child(self) -> Node:
+        """The child with waiting requests that comes first: the one with the longest output, of these the oldest."""
+        return next(iter(self.waiting_children[max(self.waiting_children)]))
+
+    def add_waiting_child(self, child: Node) -> None:
+        """Put a child that has waiting requests in its place."""
+        self.waiting_children.setdefault(child.longest, {})[child] = None
+
+    def remove_waiting_child(self, child: Node) -> None:
+        """Take it out again; its `longest` must be as it was."""
+        alike = self.waiting_children[child.longest]
+        del alike[child]
+        if not alike:
+            del self.waiting_children[child.longest]
 
     def path(self) -> list[Node]:
         """The nodes from the root's child down to this one; not to be changed."""

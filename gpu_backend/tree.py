@@ -33,16 +33,28 @@ class Placement:
 class PrefixTree:
     """The requests of a batch as one tree over a pool of KV blocks.
 
+    Waiting requests come depth first, and below one node the subtrees with the longest outputs first (`max_tokens`, in
+    classes of powers of two): long outputs that begin late would run alone at the end, and prompts that come later fill
+    the steps in which only a few rows decode. Subtrees that are alike come in the order of their arrival, as all do
+    with `longest_first=False`.
+
     With `sharing=False` every request gets a path of its own: the baseline without any reuse. With `caching=False`
     a node goes with its last request. At most `max_cached_nodes` nodes outlive their requests.
     """
 
     def __init__(
-        self, pool: BlockPool, *, sharing: bool = True, caching: bool = True, max_cached_nodes: int = 16_384
+        self,
+        pool: BlockPool,
+        *,
+        sharing: bool = True,
+        caching: bool = True,
+        longest_first: bool = True,
+        max_cached_nodes: int = 16_384,
     ) -> None:
         self.pool = pool
         self.sharing = sharing
         self.caching = caching
+        self.longest_first = longest_first
         self.max_cached_nodes = max_cached_nodes
         self.cache = PrefixCache()
         self.root = Node(None, np.empty(0, np.int32), 0, private=False)
@@ -77,7 +89,8 @@ class PrefixTree:
             node = self._add(node, tokens[done:], len(tokens) - done, private=not self.sharing)
         sequence.leaf = node
         node.waiting[sequence] = None
-        self._count(node, requests=1, waiting=1)
+        longest = sequence.max_tokens.bit_length() if self.longest_first else 0
+        self._count(node, requests=1, waiting=1, longest=longest)
 
     def next_waiting(self) -> Sequence | None:
         """The waiting request that comes next depth-first, seen from the one started last; None if none waits."""
@@ -87,7 +100,7 @@ class PrefixTree:
                 return None
             node = node.parent
         while not node.waiting:
-            node = next(iter(node.waiting_children))
+            node = node.next_child()
         return next(iter(node.waiting))
 
     def visit(self, sequence: Sequence) -> None:
@@ -222,7 +235,12 @@ class PrefixTree:
         assert all(child.private for child in node.private_children)
         assert not any(child.private for child in shared)
         assert node.num_waiting == len(node.waiting) + sum(child.num_waiting for child in children)
-        assert set(node.waiting_children) == {child for child in children if child.num_waiting}
+        waiting = [(longest, child) for longest, alike in node.waiting_children.items() for child in alike]
+        assert len(waiting) == sum(child.num_waiting > 0 for child in children)
+        assert all(
+            child.parent is node and child.num_waiting and child.longest == longest for longest, child in waiting
+        )
+        assert all(child.longest <= node.longest for _, child in waiting) or node.parent is None
         assert node.num_requests >= sum(child.num_requests for child in shared) + len(node.waiting)
         assert 0 <= node.num_computed <= node.length <= node.capacity
         if node.parent is None:
@@ -260,10 +278,11 @@ class PrefixTree:
         upper = self._add(parent, lower.tokens[:length], length, private=False)  # takes the place of `lower`
         upper.num_requests, upper.num_waiting = lower.num_requests, lower.num_waiting
         upper.children[int(lower.tokens[length])] = lower
+        upper.longest = lower.longest
         if lower.num_waiting:
-            upper.waiting_children[lower] = None
-            del parent.waiting_children[lower]
-            parent.waiting_children[upper] = None
+            upper.add_waiting_child(lower)
+            parent.remove_waiting_child(lower)
+            parent.add_waiting_child(upper)
         if lower.blocks:
             cut, inside = divmod(lower.offset + length, block_size)
             upper.blocks = lower.blocks[: cut + (inside > 0)]
@@ -284,7 +303,7 @@ class PrefixTree:
         self.cache.split(upper, lower)
         return upper
 
-    def _count(self, leaf: Node, *, requests: int = 0, waiting: int = 0) -> None:
+    def _count(self, leaf: Node, *, requests: int = 0, waiting: int = 0, longest: int = 0) -> None:
         """Change the counts from the leaf up, and let nodes become idle, needed or free."""
         node = leaf
         while True:
@@ -294,9 +313,12 @@ class PrefixTree:
             if parent is None:
                 return
             if waiting and node.num_waiting == 0:
-                del parent.waiting_children[node]
-            elif waiting and node.num_waiting == waiting:
-                parent.waiting_children[node] = None
+                parent.remove_waiting_child(node)
+            elif waiting > 0 and (node.num_waiting == 1 or longest > node.longest):
+                if node.num_waiting > 1:
+                    parent.remove_waiting_child(node)
+                node.longest = longest
+                parent.add_waiting_child(node)
             if node.num_requests == 0:
                 self._leave(node)
             elif node.blocks:

@@ -18,9 +18,15 @@ LABELS = (LabelNode(-1, (7, 8)), LabelNode(0, (9,)), LabelNode(-1, (6,)))
 
 
 def make_scheduler(
-    *, num_blocks: int = 200, block_size: int = 4, sharing: bool = True, caching: bool = False, **options: Any
+    *,
+    num_blocks: int = 200,
+    block_size: int = 4,
+    sharing: bool = True,
+    caching: bool = False,
+    longest_first: bool = True,
+    **options: Any,
 ) -> Scheduler:
-    tree = PrefixTree(BlockPool(num_blocks, block_size), sharing=sharing, caching=caching)
+    tree = PrefixTree(BlockPool(num_blocks, block_size), sharing=sharing, caching=caching, longest_first=longest_first)
     return Scheduler(tree, **{"max_tokens": 16, "max_logits": 100, "max_running": 100, **options})
 
 

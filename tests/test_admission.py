@@ -93,7 +93,7 @@ def test_rows_that_do_not_keep_pace_stand_still_but_all_come_to_their_end(
 
 
 def test_forced_tokens_may_make_a_row_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = make_scheduler(num_blocks=14, block_size=1)
+    scheduler = make_scheduler(num_blocks=14, block_size=1, longest_first=False)
     granted: list[bool] = []
     grow = scheduler.admission.grow
     monkeypatch.setattr(scheduler.admission, "grow", lambda *arguments: granted.append(grow(*arguments)) or granted[-1])

@@ -81,6 +81,23 @@ def test_a_row_that_just_fits_runs_and_one_token_more_is_refused_with_the_number
     assert "the whole pool has 5 (20 tokens)" in device.rejected[too_long]
 
 
+def test_long_outputs_first_need_fewer_steps_and_share_as_much() -> None:
+    requests = [([1] * 9 + [row, 5], 1) for row in range(400)] + [([2] * 9 + [row, 5], 40) for row in range(20)]
+    steps, computed = {}, {}
+    for longest_first in (True, False):
+        scheduler = make_scheduler(
+            num_blocks=2000, max_tokens=96, max_running=32, longest_first=longest_first, max_logits=1000
+        )
+        for prompt, max_tokens in requests:
+            scheduler.add(request(prompt, max_tokens))
+        device = Device(scheduler, checks=False)
+        steps[longest_first] = sum(device.step() for _ in range(1000))
+        computed[longest_first] = device.prompt_tokens
+        assert len(device.finished) == len(requests)
+    assert steps[True] < 0.85 * steps[False]
+    assert computed[True] == computed[False] == 18 + 420 * 2
+
+
 def test_a_dropped_step_can_be_scheduled_again() -> None:
     scheduler = make_scheduler()
     scheduler.add(request([1, 2, 3, 4]))
@@ -190,7 +207,7 @@ def test_distinct_prompts_known_in_advance_are_computed_exactly_once(
     )
     device = Device(scheduler)
     ended = [[*prompt, 1000 + row] for row, prompt in enumerate(prompts)]
-    for prompt in ended:
-        scheduler.add(request(prompt, max_tokens=2))
+    for row, prompt in enumerate(ended):
+        scheduler.add(request(prompt, max_tokens=2 + row % 5))
     device.run()
     assert device.prompt_tokens == len({tuple(prompt[: i + 1]) for prompt in ended for i in range(len(prompt))})

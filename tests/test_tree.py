@@ -12,8 +12,8 @@ from llmsql.gpu_backend.tree import PrefixTree
 PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=10), min_size=1, max_size=12)
 
 
-def sequence(tokens: list[int]) -> Sequence:
-    return Sequence(np.array(tokens, np.int32), max_tokens=4)
+def sequence(tokens: list[int], max_tokens: int = 4) -> Sequence:
+    return Sequence(np.array(tokens, np.int32), max_tokens=max_tokens)
 
 
 def texts(tree: PrefixTree) -> list[list[int]]:
@@ -57,16 +57,35 @@ def test_without_sharing_every_prompt_has_its_own_path() -> None:
 
 def test_waiting_requests_come_depth_first_from_where_the_walk_stands() -> None:
     tree, sequences = make([1, 1], [2, 1], [1, 2], [2, 2], [1], [2, 1, 1])
-    order = []
-    while (head := tree.next_waiting()) is not None:
-        tree.start(head)
-        order.append(head.token_ids.tolist())
-    assert order == [[1], [1, 1], [1, 2], [2, 1], [2, 1, 1], [2, 2]]
+    assert started(tree) == [[1], [1, 1], [1, 2], [2, 1], [2, 1, 1], [2, 2]]
     tree.check()
     for one in sequences:
         tree.remove(one, waiting=False)
     tree.check()
     assert texts(tree) == []
+
+
+def started(tree: PrefixTree) -> list[list[int]]:
+    order = []
+    while (head := tree.next_waiting()) is not None:
+        tree.start(head)
+        order.append(head.token_ids.tolist())
+    return order
+
+
+def test_below_a_node_the_longest_outputs_come_first_and_siblings_stay_together() -> None:
+    outputs = {(1, 1): 4, (2, 1): 9, (1, 2): 5, (2, 2): 1, (3, 1): 7, (2, 3): 100, (3, 2): 30}
+    expected = {
+        True: [[2, 3], [2, 1], [2, 2], [3, 2], [3, 1], [1, 1], [1, 2]],
+        False: [[1, 1], [1, 2], [2, 1], [2, 2], [2, 3], [3, 1], [3, 2]],
+    }
+    for longest_first, order in expected.items():
+        tree = PrefixTree(BlockPool(64, 4), longest_first=longest_first)
+        for tokens, max_tokens in outputs.items():
+            tree.insert(sequence(list(tokens), max_tokens))
+            tree.check()
+        assert started(tree) == order
+        tree.check()
 
 
 def test_a_late_request_joins_the_subtree_that_is_being_served() -> None:
@@ -197,7 +216,7 @@ def test_any_order_of_arrivals_and_departures_keeps_the_invariants(
     waiting: list[Sequence] = []
     running: list[Sequence] = []
     for prompt in prompts:
-        one = sequence(prompt)
+        one = sequence(prompt, data.draw(st.integers(1, 9)))
         tree.insert(one)
         waiting.append(one)
         tree.check()
