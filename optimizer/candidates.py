@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .approximate_dependencies import dependency_errors
-from .cell_order import SharedUnits, shared_in_order, text_order
+from .cell_order import SharedUnits, text_order
 from .cells import Cells
+from .counting import count_shared
 from .dependencies import (
     Dependency,
     Given,
@@ -53,7 +54,13 @@ class Comparison:
 
 
 def compare_methods(
-    cells: Cells, method: str, *, dependencies: Sequence[Given] | None, tolerance: float, seed: int
+    cells: Cells,
+    method: str,
+    *,
+    dependencies: Sequence[Given] | None,
+    tolerance: float,
+    seed: int,
+    working_memory: int | None,
 ) -> Comparison:
     """The field orders of one method, or for "auto" of all, on distinct rows.
 
@@ -66,7 +73,7 @@ def compare_methods(
         "sort": lambda known: given_fields(cells),
         "fixed": lambda known: fixed_fields(cells),
         "ggr": lambda known: ggr_fields(cells, known),
-        "tree": lambda known: tree_fields(cells, known, seed),
+        "tree": lambda known: tree_fields(cells, known, seed, working_memory),
         "ophr": lambda known: ophr_fields(cells),
     }
     wanted = [(name, exact) for name in (AUTO if method == "auto" else (method,))]
@@ -80,7 +87,7 @@ def compare_methods(
         started = time.perf_counter()
         fields = makers[name](known)
         label = name if known is exact else name + APPROXIMATE
-        shared[label], rows = shared_in_order(order.sequences(cells, fields), order)
+        shared[label], rows = count_shared(cells, fields, order)
         seconds[label] = time.perf_counter() - started
         eligible = name != "none" or method == "none"
         if eligible and (best is None or shared[label].total > best.shared.total):

@@ -15,7 +15,7 @@ from .errors import OptimizerError
 from .grouping import AnyInts, Indices, Ints
 from .literals import TEXT, quote_name
 from .partial_prefixes import common_prefix_characters, common_prefix_tokens
-from .prefix_tree import prompt_sequences, walk
+from .prefix_tree import PromptCells, walk
 from .sorted_texts import RangeMinimum, SortedTexts
 
 TokenIds = Sequence[Sequence[npt.NDArray[np.integer]]]  # per column, for each distinct cell its tokens
@@ -30,12 +30,9 @@ class CellOrder:
     begins: RangeMinimum  # [ranks] what each cell begins with as the one before it does, in characters or tokens
     characters: Ints | None = None  # [ranks] where `begins` are characters and the lengths are not
 
-    def sequences(self, cells: Cells, fields: AnyInts) -> Indices:
-        """Ranks of the cells in prompt order, [rows, columns], else like `prompt_sequences`."""
-        sequences = prompt_sequences(cells, fields)
-        for place in range(sequences.shape[1]):
-            sequences[:, place] = self.ranks[sequences[:, place]]
-        return sequences
+    def prompts(self, cells: Cells, fields: AnyInts) -> PromptCells:
+        """The ranks of the cells of each row in prompt order; `fields` are [rows, columns]."""
+        return PromptCells(cells, fields, self.ranks)
 
     def shared(self, left: AnyInts, right: AnyInts) -> AnyInts:
         """Units with which both of two cells begin, [pairs]; the ranks on the right are the higher ones."""
@@ -60,22 +57,24 @@ class SharedUnits:
         return self.whole + self.partial
 
 
-def shared_units(sequences: AnyInts, order: CellOrder) -> SharedUnits:
-    """What rows share as prefixes; `sequences` [rows, cells] are those of `CellOrder.sequences`."""
-    return shared_in_order(sequences, order)[0]
+def shared_units(sequences: AnyInts | PromptCells, order: CellOrder) -> SharedUnits:
+    """What rows share as prefixes; `sequences` [rows, cells] are ranks, such as those of `CellOrder.prompts`."""
+    return shared_in_order(sequences, order, np.arange(sequences.shape[0], dtype=np.int32), 0)[0]
 
 
-def shared_in_order(sequences: AnyInts, order: CellOrder) -> tuple[SharedUnits, Indices]:
-    """What rows share as prefixes, and the depth-first order of the rows, [rows]."""
+def shared_in_order(
+    sequences: AnyInts | PromptCells, order: CellOrder, rows: Indices, depth: int
+) -> tuple[SharedUnits, Indices]:
+    """What rows that share their cells up to a depth share from there on, and the rows in depth-first order."""
     whole = partial = 0
-    rows = np.arange(len(sequences), dtype=np.int32)
-    for level in walk(sequences):
-        rows[level.positions] = level.rows
+    in_order = rows.copy()
+    for level in walk(sequences, rows, depth):
+        in_order[level.positions] = level.rows
         whole += int(order.lengths[level.cells[~level.starts]].sum())
         firsts, parents = level.cells[level.starts], level.parents[level.starts]
         siblings = np.flatnonzero((parents[1:] == parents[:-1]) & (firsts[:-1] > 0))
         partial += int(order.shared(firsts[siblings], firsts[siblings + 1]).sum(dtype=np.int64))
-    return SharedUnits(whole, partial), rows
+    return SharedUnits(whole, partial), in_order
 
 
 @dataclass(frozen=True)

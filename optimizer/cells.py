@@ -56,6 +56,11 @@ class Cells:
         ids[self.codes < 0] = 0
         return ids
 
+    @cached_property
+    def has_null(self) -> bool:
+        """Whether some cell is NULL."""
+        return bool(self.codes.size) and int(self.codes.min()) < 0
+
     @property
     def total_length(self) -> int:
         """Length of all cells of all rows together."""

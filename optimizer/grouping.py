@@ -61,12 +61,31 @@ def first_of_group(ids: Ints) -> Ints:
     return np.concatenate([[0], np.flatnonzero(highest[1:] > highest[:-1]) + 1]).astype(np.int64)
 
 
-def stable_order(keys: AnyInts, size: int) -> Ints:
-    """Places of the keys (0 or more, below `size`) in ascending order, equal ones as they stand; int64 [keys].
+def runs(keys: AnyInts, size: int) -> list[tuple[int, int]]:
+    """Cut sorted keys (0 or more) between unequal ones: first and last place of pieces of at most `size`.
+
+    Only a piece of one key is larger.
+    """
+    starts = np.append(run_starts(keys), len(keys))
+    pieces, first = [], 0
+    while first < len(starts) - 1:
+        last = max(int(np.searchsorted(starts, starts[first] + size, side="right")) - 1, first + 1)
+        pieces.append((int(starts[first]), int(starts[last])))
+        first = last
+    return pieces
+
+
+def run_starts(keys: AnyInts) -> Ints:
+    """Where runs of equal keys (0 or more) begin."""
+    return np.flatnonzero(np.diff(keys, prepend=-1))
+
+
+def stable_order(keys: AnyInts, size: int) -> Indices:
+    """Places of the keys (0 or more, below `size`) in ascending order, equal ones as they stand, [keys].
 
     numpy sorts 16-bit integers by counting, which beats comparing up to a few digits of that size.
     """
-    order = np.argsort(keys.astype(np.uint16), kind="stable")  # the lowest digit
+    order = np.argsort(keys.astype(np.uint16), kind="stable").astype(np.int32)  # by the lowest digit
     for shift in range(16, max(size - 1, 1).bit_length(), 16):
         order = order[np.argsort((keys >> shift).astype(np.uint16)[order], kind="stable")]
     return order

@@ -72,7 +72,7 @@ def prefix_hits(
     units_hit = int(hits @ cells.id_lengths)
 
     def shared(order: CellOrder) -> SharedUnits:
-        return shared_units(order.sequences(shown, ordering.fields), order)
+        return shared_units(order.prompts(shown, ordering.fields), order)
 
     characters_partial = units_partial = 0
     if partial:

@@ -8,42 +8,47 @@ import numpy.typing as npt
 from .cells import Cells
 from .clusters import Clusters, depths, grow_clusters, saved_length, settled
 from .dependencies import find_dependencies
-from .fixed import Fields, field_type, fixed_fields
+from .fixed import Fields, field_type
 from .grouping import AnyInts, Indices, Ints
 from .growth import Floats
 from .heads import head_columns
 from .numbering import merged_lengths, number
 from .ophr import ophr_fields
-from .prefix_tree import depth_first, prompt_sequences
 from .relocation import relocate_rows
+from .table_parts import cut_table
+from .working_memory import part_cells
 
 EXACT_ROWS = 8
-PART_ROWS = 125_000
 RESTART_CELLS = 20_000
 MAX_RESTARTS = 8
 RELOCATION_CELLS = 300_000
 
 
-def tree_fields(cells: Cells, dependencies: npt.NDArray[np.bool_] | None = None, seed: int = 0) -> Fields:
+def tree_fields(
+    cells: Cells,
+    dependencies: npt.NDArray[np.bool_] | None = None,
+    seed: int = 0,
+    working_memory: int | None = None,
+) -> Fields:
     """For each row its columns in prompt order, [rows, columns]; the rows should be distinct.
 
     Rows are clustered from the outside in by the cells that they share, clusters that have something in common are
     put together once more, and each cell then stands where the outermost cluster that shares it begins. Tables of up
     to EXACT_ROWS rows are solved exactly; other small ones a few times with columns weighted at random by `seed`.
     Columns that determine each other (`dependencies` bool [columns, columns], found when None) are chosen as one.
-    Large tables are cut into parts along the order that `fixed` gives: rows of one part share most of what they can.
+    Large tables are cut into parts (`cut_table`), smaller ones where the working memory in bytes holds no more.
     """
     known = find_dependencies(cells) if dependencies is None else dependencies
-    if cells.num_rows <= PART_ROWS:
+    part_rows = max(part_cells(working_memory) // max(cells.num_columns, 1), EXACT_ROWS)
+    if cells.num_rows <= part_rows:
         return _part_fields(cells, None, known, seed)
-    fields = fixed_fields(cells).copy()
-    order = depth_first(prompt_sequences(cells, fields))
-    for part in np.array_split(order, -(-cells.num_rows // PART_ROWS)):
-        fields[part] = _part_fields(cells, part, known, seed)
+    fields = np.empty(cells.codes.shape, dtype=field_type(cells.num_columns))
+    for rows in cut_table(cells, part_rows, known, lambda sample: _part_fields(sample, None, known, seed), seed):
+        fields[rows] = _part_fields(cells, rows, known, seed)
     return fields
 
 
-def _part_fields(cells: Cells, rows: Ints | None, dependencies: npt.NDArray[np.bool_], seed: int) -> Fields:
+def _part_fields(cells: Cells, rows: Indices | None, dependencies: npt.NDArray[np.bool_], seed: int) -> Fields:
     if not cells.num_columns or (cells.num_rows if rows is None else len(rows)) <= EXACT_ROWS:
         return ophr_fields(cells if rows is None else cells.select_rows(rows))
     numbering = number(cells, rows)

@@ -96,6 +96,10 @@ def test_a_row_moves_to_the_cluster_it_shares_most_with() -> None:
     clusters = Clusters(np.array([-1, 0, 0], np.int32), np.array([1, 1, 2, 2, 0], np.int32))
     moved = relocate_rows(clusters, common_cells(clusters, ids), ids, lengths)
     assert rows_of(moved) == [[0, 1, 2, 3, 4], [0], [1, 2, 3]]
+    # also where all rows have a long cell in common
+    lengths[5] = 10
+    same = np.concatenate([np.full((5, 1), 5, np.int32), ids], axis=1)
+    assert rows_of(relocate_rows(clusters, common_cells(clusters, same), same, lengths)) == rows_of(moved)
     # and a row that shares only a part goes beside, for regrouping to find
     ids[1] = [1, 11, 23]
     lengths = np.concatenate([lengths, [1]])

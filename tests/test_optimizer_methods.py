@@ -135,16 +135,6 @@ def test_random_weights_follow_the_seed() -> None:
     assert np.array_equal(first.fields, again.fields)
 
 
-def test_large_tables_are_cut_where_little_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(0)
-    product = generator.integers(0, 40, 2_000)
-    table = pa.table({"id": np.arange(2_000), "brand": product % 5, "product": [f"product {p:040}" for p in product]})
-    whole = reorder(table, method="tree").stats.hit_units
-    monkeypatch.setattr("llmsql.optimizer.tree.PART_ROWS", 300)
-    parts = reorder(table, method="tree").stats.hit_units
-    assert 0.99 * whole < parts <= whole
-
-
 def test_given_dependencies_are_trusted() -> None:
     # the partner follows at once because the caller says so, though one row breaks the rule
     table = pa.table(
