@@ -71,7 +71,9 @@ else:
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_tokens_and_scores_are_those_of_torch(family, launches, monkeypatch):
-        monkeypatch.setattr(kernel_attention, "gpu_costs", lambda **_: Costs(product=0, block=4, merge=0, read=1))
+        monkeypatch.setattr(
+            kernel_attention, "gpu_costs", lambda **_: Costs(product=0, block=4, merge=0, read=1, gather=0)
+        )
         requests = [Request(i, prompt, max_tokens=2) for i, prompt in enumerate(PROMPTS)]
         requests.append(Request("choice", PROMPTS[0], choices=[[9], [10, 11], [10, 12]]))
         expected = answers(tiny_model(family), requests)
@@ -84,7 +86,9 @@ else:
 
     @pytest.mark.parametrize("seed", range(4))
     def test_steps_of_random_batches(seed, monkeypatch):
-        monkeypatch.setattr(kernel_attention, "gpu_costs", lambda **_: Costs(product=0, block=1, merge=0, read=1))
+        monkeypatch.setattr(
+            kernel_attention, "gpu_costs", lambda **_: Costs(product=0, block=1, merge=0, read=1, gather=0)
+        )
         monkeypatch.setattr(kernel_attention, "num_processors", lambda _: 9)
         batch = random_batch(seed, num_prompts=4, max_tokens=25)
         cache = random_cache(LayerShape(2, 8, 8 if seed else 4), torch.float32, seed)

@@ -27,7 +27,7 @@ from llmsql.kernels.attention_launch import TileLimits
     tiles=st.sampled_from([(16, 16, 1), (16, 64, 3), (16, 128, 4), (2, 8, 2)]),
     processors=st.sampled_from([0, 1, 50]),
     min_segment_keys=st.integers(1, 9),
-    costs=st.sampled_from([None, Costs(0, 0, 0, 1), Costs(product=9, block=4, merge=1, read=1)]),
+    costs=st.sampled_from([None, Costs(0, 0, 0, 1, 0), Costs(product=9, block=4, merge=1, read=1, gather=0)]),
 )
 def test_random_steps(seed, num_prompts, max_tokens, window, tiles, processors, min_segment_keys, costs):
     smallest, largest, group = tiles
