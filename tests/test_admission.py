@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -17,23 +19,28 @@ def sequences(specs: list[tuple[list[int], int]]) -> list[Sequence]:
     return [request(prompt, output, LABELS if output == 0 else ()) for prompt, output in specs]
 
 
-def highest_use(requests: list[Sequence], block_size: int) -> int:
-    """Most blocks in use at one time when all of them start together in a pool without limit."""
-    scheduler = make_scheduler(num_blocks=10_000, block_size=block_size, max_tokens=10_000, max_logits=10_000)
+def highest_use(requests: list[Sequence], count: int, block_size: int) -> int:
+    """Most blocks that rows need at one time when the first `count` start together in a pool without limit."""
+    scheduler = make_scheduler(
+        num_blocks=10_000, block_size=block_size, max_tokens=10_000, max_logits=10_000, max_running=count
+    )
     device = Device(scheduler, checks=False)
     for one in requests:
         scheduler.add(one)
     highest = 0
     grow, allocate = scheduler.tree.grow, scheduler.tree.allocate
 
-    def count(do, *arguments):  # type: ignore[no-untyped-def]
+    def count_after(do: Any, *arguments: Any) -> None:
         nonlocal highest
         do(*arguments)
-        highest = max(highest, scheduler.tree.pool.num_used)
+        highest = max(highest, scheduler.tree.num_pinned_blocks)
 
-    scheduler.tree.grow = lambda *arguments: count(grow, *arguments)  # type: ignore[method-assign]
-    scheduler.tree.allocate = lambda *arguments: count(allocate, *arguments)  # type: ignore[method-assign]
-    device.run()
+    scheduler.tree.grow = lambda *arguments: count_after(grow, *arguments)  # type: ignore[method-assign]
+    scheduler.tree.allocate = lambda *arguments: count_after(allocate, *arguments)  # type: ignore[method-assign]
+    device.step()
+    scheduler.max_running = 0
+    while scheduler.num_running:
+        device.step()
     return highest
 
 
@@ -59,14 +66,12 @@ def test_a_request_is_refused_exactly_if_the_blocks_would_not_suffice(
     requests = sequences(specs)
     for one in requests:
         scheduler.add(one)
-    scheduler.schedule()
-    order = [index for index, one in enumerate(requests) if one.started]
-    waiting = scheduler.tree.next_waiting()
-    assume(order)
-    assert highest_use([sequences(specs)[index] for index in order], block_size) <= num_blocks
-    if waiting is not None:
-        order = sorted([*order, requests.index(waiting)])
-        assert highest_use([sequences(specs)[index] for index in order], block_size) > num_blocks
+    step = scheduler.schedule()
+    assume(step is not None and not step.rejected)
+    count = scheduler.num_running
+    assert highest_use(sequences(specs), count, block_size) <= num_blocks
+    if scheduler.num_waiting:
+        assert highest_use(sequences(specs), count + 1, block_size) > num_blocks
 
 
 @settings(max_examples=100, deadline=None)
