@@ -12,6 +12,7 @@ from .context import read_context
 from .decoder import FusedDecoder
 from .decoder_layer import DecoderLayer, Norm
 from .errors import EngineError
+from .file_pages import FilePages
 from .kv_cache import LayerAttention, LayerShape
 from .linear import Linear, join
 from .operators import Operators
@@ -59,11 +60,12 @@ def fuse(
     *,
     operators: Operators,
     copy: bool,
+    pages: FilePages | None = None,
 ) -> FusedDecoder:
     """The decoder with the model's weights, layer by layer, so that one layer at most is held twice.
 
     `attention` is how the model's own layers were seen to attend. See `linear.join` for what happens to the modules'
-    weights, and for `copy`.
+    weights, and for `copy`; `pages` are those of weights that were read for us alone.
     """
     base: Any = model.model
     config: Any = model.config
@@ -76,6 +78,8 @@ def fuse(
     layers = []
     for number, (layer, options, shape) in enumerate(zip(base.layers, attention, shapes)):
         layers.append(parts.layer(layer, number, options, shape, last=number == len(base.layers) - 1))
+        if pages is not None:
+            pages.drop()
     embedding, context = base.embed_tokens, read_context(model).length
     tied = model.lm_head.weight is embedding.weight
     return FusedDecoder(

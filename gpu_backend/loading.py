@@ -17,6 +17,7 @@ from .attention import ATTENTION_NAME
 from .checkpoint import read_checkpoint
 from .dtypes import resolve_dtype
 from .errors import ModelError
+from .file_pages import FilePages
 from .placement import place
 
 if TYPE_CHECKING:
@@ -88,18 +89,17 @@ def _read(name: str, device: torch.device, dtype: str | torch.dtype, trust_remot
     progress_bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()  # the caller shows progress of its own
     try:
-        # On the CPU, weights of the file's own type are mapped, not read. So weights for another device come to memory
-        # one at a time, in `place`.
+        # Weights of the file's own type are mapped, not read; `place` brings them to memory one at a time.
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             output_loading_info=True,
             config=copy.deepcopy(config),
-            dtype=wanted if device.type == "cpu" else own or wanted,
+            dtype=own or wanted,
             use_safetensors=True,
             attn_implementation=ATTENTION_NAME,
             **options,
         )
-        place(model, device, wanted)
+        place(model, device, wanted, pages=FilePages(model.parameters()))
     except Exception as error:
         if isinstance(error, KeyError) and ATTENTION_NAME in str(error):
             raise ModelError(no_interface(", ".join(getattr(config, "architectures", None) or [name]))) from error

@@ -16,6 +16,7 @@ from .decoder import FusedDecoder
 from .decoder_families import NotFusedError, check_family, fuse
 from .decoder_layer import ReadRows
 from .errors import ModelError
+from .file_pages import FilePages
 from .kernel_choice import can_run
 from .kv_cache import KVCache
 from .loading import no_interface
@@ -75,7 +76,7 @@ class ModelRunner:
         self.cache: KVCache | None = None
         self._last_attention: StepAttention | None = None
         if fused:
-            self._fuse(copy=not shared or self.weight_bytes <= free_memory(device) // 4)
+            self._fuse(shared)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -172,7 +173,7 @@ class ModelRunner:
         return probe
 
     @torch.inference_mode()
-    def _fuse(self, *, copy: bool) -> None:
+    def _fuse(self, shared: bool) -> None:
         """Make the fused decoder, and keep it if its logits are those of the model's modules."""
         name = type(self.model).__name__
         try:
@@ -183,7 +184,11 @@ class ModelRunner:
         steps = sample_steps(self.vocab_size, read_context(self.model).length)
         expected = self._sample_logits(steps, None)
         operators = self._operators()
-        decoder = fuse(self.model, self._probed.attention, self.layer_shapes, operators=operators, copy=copy)
+        copy = not shared or self.weight_bytes <= free_memory(self.device) // 4
+        pages = None if shared else FilePages(self.model.parameters())
+        decoder = fuse(
+            self.model, self._probed.attention, self.layer_shapes, operators=operators, copy=copy, pages=pages
+        )
         found = self._sample_logits(steps, decoder)
         worst = max(difference(one, other) for one, other in zip(expected, found))
         tolerance = TOLERANCE.get(self.dtype, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 import torch
 import transformers as T
 from engine_models import generate_one, tiny_model, tree_prompts
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_tokenizer import chatml
 
 from llmsql.gpu_backend import Engine, ModelError, Request, dtypes
+from llmsql.gpu_backend.file_pages import FilePages
 from llmsql.gpu_backend.placement import place
 
 SMALL: dict[str, Any] = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -98,8 +102,6 @@ def test_folders_that_are_no_models(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_truncated_file_and_a_missing_weight(folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     weights = copy_of(folder, tmp_path) / "model.safetensors"
     whole = load_file(weights)
     content = weights.read_bytes()
@@ -120,8 +122,6 @@ def test_a_truncated_file_and_a_missing_weight(folder: Path, tmp_path: Path) -> 
 
 
 def test_weights_that_the_configuration_does_not_know(folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     weights = copy_of(folder, tmp_path) / "model.safetensors"
     whole = load_file(weights)
     harmless = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "mtp.0.weight": torch.ones(4)}
@@ -335,6 +335,42 @@ def test_weights_are_replaced_and_not_changed() -> None:
     assert {buffer.dtype for buffer in adopted.buffers()} == {torch.float32}
     assert before == {name: weight.data_ptr() for name, weight in model.named_parameters()}
     assert model.dtype == torch.float32
+
+
+def resident(weight: torch.Tensor) -> int:
+    """Kilobytes of the weight's mapping that are in memory."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if "-" in line.split()[0] and ":" not in line.split()[0]:
+            start, end = (int(address, 16) for address in line.split()[0].split("-"))
+            if start <= weight.data_ptr() < end:
+                return next(int(field.split()[1]) for field in lines[number:] if field.startswith("Rss:"))
+    raise AssertionError("not mapped")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mapped files are given back on Linux only")
+def test_pages_of_weight_files_are_given_back(tmp_path: Path) -> None:
+    weight = torch.randn(512, 1024)
+    save_file({"weight": weight}, tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        mapped = file.get_tensor("weight")
+    pages = FilePages([mapped, weight, torch.empty(0)])
+    assert torch.equal(mapped, weight)
+    assert resident(mapped) >= 2048
+    pages.drop()
+    assert resident(mapped) < 1024
+    assert torch.equal(mapped, weight)
+
+
+def test_changes_to_a_mapped_model_object_are_kept(folder: Path) -> None:
+    model = T.AutoModelForCausalLM.from_pretrained(folder)
+    for weight in model.parameters():
+        weight.data += 0.01
+    before = [weight.clone() for weight in model.parameters()]
+    for dtype in ("auto", "bfloat16"):
+        with Engine(model, dtype=dtype) as engine:
+            assert engine.decoder == "fused"
+    assert all(torch.equal(weight, kept) for weight, kept in zip(model.parameters(), before))
 
 
 def test_weights_that_stay_in_float32() -> None:

@@ -50,6 +50,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "default": {},
     "small steps": {"max_batch_tokens": 13, "block_size": 3},
     "rows read alone": {"cascade": False},
+    "transformers' modules": {"fused": False, "max_batch_tokens": 40},
     "no sharing": {"prefix_sharing": False, "max_batch_tokens": 100, "block_size": 7},
 }
 
