@@ -6,8 +6,8 @@ import torch
 
 _flash_cpu = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
-MAX_SCORES = 2_000_000
-"""Scores held at one time where torch's flash kernel does not serve."""
+MAX_SCORES = 500_000
+"""Scores held at one time where torch's flash kernel does not serve: more do not stay in the processor's cache."""
 
 
 def attend_blocks(

@@ -40,9 +40,12 @@ class StepAttention:
         self._cascade = cascade
         self._device = device
         self._costs = costs
-        self._previous = previous._planner if previous is not None and previous._cascade == cascade else None
         self._planner: Planner | None = None
         self._plans: dict[tuple[int | None, int], _PlanTensors] = {}
+        self._last_planner: Planner | None = None
+        self._last_plans: dict[tuple[int | None, int], _PlanTensors] = {}
+        if previous is not None and previous._cascade == cascade:
+            self._last_planner, self._last_plans = previous._planner, previous._plans
 
     def write(
         self,
@@ -109,23 +112,32 @@ class StepAttention:
                     itemsize=keys.dtype.itemsize,
                 )
                 table, block_size = self._batch.table, self._batch.block_size
-                self._planner = Planner(table, block_size, cascade=self._cascade, costs=costs, previous=self._previous)
-                self._previous = None
-            plan = _PlanTensors(self._planner.plan(window), group, keys.dtype, self._device)
+                self._planner = Planner(
+                    table, block_size, cascade=self._cascade, costs=costs, previous=self._last_planner
+                )
+                self._last_planner = None
+            last = self._last_plans.get((window, group))
+            plan = _PlanTensors(self._planner.plan(window), last, group, keys.dtype, self._device)
             self._plans[(window, group)] = plan
         return plan
 
 
 class _PlanTensors:
-    """A plan on the device."""
+    """A plan on the device; what it has in common with the step before is taken over from there."""
 
-    def __init__(self, plan: Plan, group: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.order = self.back = None
-        if plan.order is not None:
-            self.order = torch.from_numpy(plan.order).to(device)
-            self.back = torch.from_numpy(np.argsort(plan.order)).to(device)
+    def __init__(
+        self, plan: Plan, last: _PlanTensors | None, group: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.plan = plan
         self.own = _Product(plan.own, group, dtype, device)
-        self.levels = [_Product(parts, group, dtype, device) for parts in plan.levels]
+        if last is not None and last.plan.levels is plan.levels:
+            self.order, self.back, self.levels = last.order, last.back, last.levels
+        else:
+            self.order = self.back = None
+            if plan.order is not None:
+                self.order = torch.from_numpy(plan.order).to(device)
+                self.back = torch.from_numpy(np.argsort(plan.order)).to(device)
+            self.levels = [_Product(parts, group, dtype, device) for parts in plan.levels]
         self.by_head = bool(plan.levels) or any(part.tokens.shape[1] > 1 for part in plan.own)
         """Whether products take several tokens of a block at once: then queries are laid out by head first."""
 

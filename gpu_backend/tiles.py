@@ -78,7 +78,7 @@ class Tiles:
             return None
         tokens = self.place[chosen, None] + np.arange(num_queries)
         run = Run(int(slots[0]), int(steps[0]) if len(steps) else 0)
-        if not self.causal:
+        if not self.causal or num_queries == 1:  # a decode step's tile ends with the query's own key
             return Part(tokens, num_keys, run)
         newest = np.arange(num_keys - num_queries, num_keys)[None]
         return Part(tokens, num_keys, run, newest, self.window).without_idle_mask()
