@@ -130,10 +130,12 @@ class _PlanTensors:
     ) -> None:
         self.plan = plan
         self.own = _Product(plan.own, group, dtype, device)
+        self.order: torch.Tensor | None = None
+        self.back: torch.Tensor | None = None
+        self.levels: list[_Product]
         if last is not None and last.plan.levels is plan.levels:
             self.order, self.back, self.levels = last.order, last.back, last.levels
         else:
-            self.order = self.back = None
             if plan.order is not None:
                 self.order = torch.from_numpy(plan.order).to(device)
                 self.back = torch.from_numpy(np.argsort(plan.order)).to(device)
