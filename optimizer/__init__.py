@@ -15,6 +15,7 @@ from .prefix_hits import PrefixHits, prefix_hits
 from .prompts import render
 from .reorder import METHODS, reorder
 from .statistics import ColumnStatistics, column_statistics
+from .streaming import reorder_batches
 from .unordered import arrange_items
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "prefix_hits",
     "render",
     "reorder",
+    "reorder_batches",
 ]
