@@ -13,7 +13,6 @@ import pyarrow as pa
 from .cells import Cells, encode
 from .dependencies import Given
 from .errors import OptimizerError
-from .fixed import Fields
 from .grouping import Ints
 from .ordering import Ordering
 from .parts import shared_with_row_before
@@ -121,7 +120,7 @@ def _better(cells: Cells, ordering: Ordering, memory: _Memory, *, may_change: bo
     """The buffer's own order, or the one by the columns learned so far when that finds more across buffers."""
     if memory.columns is None or not may_change:
         return ordering
-    fields: Fields = np.tile(memory.columns.astype(np.int32), (cells.num_rows, 1))
+    fields: npt.NDArray[np.int32] = np.tile(memory.columns.astype(np.int32), (cells.num_rows, 1))
     rows = depth_first(prompt_sequences(cells, fields)).astype(np.int64)
     learned = replace(ordering, rows=rows, fields=fields[rows])
     own_hits, hits = memory.hit_units(cells, ordering), memory.hit_units(cells, learned)
@@ -194,7 +193,7 @@ def _buffers(batches: Iterable[pa.Table | pa.RecordBatch], limit: int) -> Iterat
 
 def _bytes_per_row(table: pa.Table) -> float:
     """The rows themselves, their rendered text, and what planning takes for their cells."""
-    return 2 * table.nbytes / table.num_rows + BYTES_PER_CELL * table.num_columns + 1
+    return float(2 * table.nbytes / table.num_rows + BYTES_PER_CELL * table.num_columns + 1)
 
 
 def _names(schema: pa.Schema) -> str:
