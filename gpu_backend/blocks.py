@@ -21,7 +21,6 @@ class BlockPool:
         self.block_size = block_size
         self.num_free = num_blocks
         """Blocks that nobody holds, kept ones included."""
-        self.peak_used = 0
         self._ref_counts = [0] * num_blocks
         self._runs = {0: num_blocks}  # first block of each run of free ones -> its length
         self._run_of_end = {num_blocks: 0}  # one past its last block -> its first
@@ -62,7 +61,6 @@ class BlockPool:
         for block in blocks:
             self._ref_counts[block] = 1
         self.num_free -= count
-        self.peak_used = max(self.peak_used, self.num_used)
         if room:
             self._keep(blocks[-1], room)
         return blocks

@@ -65,6 +65,7 @@ class Scheduler:
         for sequence in self._prefilling:
             if not step.add_prompt(sequence):
                 break
+        self.admission.begin_step()
         rejected = self._admit_waiting(step)
         result = step.build(rejected, self.tree.version)
         assert result.chunks or rejected or self.num_running + self.num_waiting == 0, "no progress"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scheduler_device import LABELS, Device, make_scheduler, request
 
+from llmsql.gpu_backend.forecast import Forecast
+from llmsql.gpu_backend.scheduler import Scheduler
 from llmsql.gpu_backend.sequence import Sequence
 
 SPECS = st.lists(
@@ -24,24 +28,37 @@ def highest_use(requests: list[Sequence], count: int, block_size: int) -> int:
     scheduler = make_scheduler(
         num_blocks=10_000, block_size=block_size, max_tokens=10_000, max_logits=10_000, max_running=count
     )
-    device = Device(scheduler, checks=False)
     for one in requests:
         scheduler.add(one)
-    highest = 0
-    grow, allocate = scheduler.tree.grow, scheduler.tree.allocate
-
-    def count_after(do: Any, *arguments: Any) -> None:
-        nonlocal highest
-        do(*arguments)
-        highest = max(highest, scheduler.tree.num_pinned_blocks)
-
-    scheduler.tree.grow = lambda *arguments: count_after(grow, *arguments)  # type: ignore[method-assign]
-    scheduler.tree.allocate = lambda *arguments: count_after(allocate, *arguments)  # type: ignore[method-assign]
-    device.step()
-    scheduler.max_running = 0
-    while scheduler.num_running:
+    with most_blocks(scheduler) as highest:
+        device = Device(scheduler, checks=False)
         device.step()
-    return highest
+        run_to_the_end(device)
+    return max(highest)
+
+
+def run_to_the_end(device: Device) -> None:
+    """All that runs, but nothing that waits."""
+    device.scheduler.max_running = 0
+    while device.scheduler.num_running:
+        device.step()
+
+
+@contextmanager
+def most_blocks(scheduler: Scheduler) -> Iterator[list[int]]:
+    """The blocks that running rows need, each time that they get some."""
+    tree = scheduler.tree
+    grow, allocate = tree.grow, tree.allocate
+    counts: list[int] = []
+
+    def counted(do: Callable[..., None], *arguments: Any) -> None:
+        do(*arguments)
+        counts.append(tree.num_pinned_blocks)
+
+    tree.grow = lambda *arguments: counted(grow, *arguments)  # type: ignore[method-assign]
+    tree.allocate = lambda *arguments: counted(allocate, *arguments)  # type: ignore[method-assign]
+    yield counts
+    tree.grow, tree.allocate = grow, allocate  # type: ignore[method-assign]
 
 
 def test_a_row_starts_when_its_blocks_will_be_free_in_time() -> None:
@@ -72,6 +89,27 @@ def test_a_request_is_refused_exactly_if_the_blocks_would_not_suffice(
     assert highest_use(sequences(specs), count, block_size) <= num_blocks
     if scheduler.num_waiting:
         assert highest_use(sequences(specs), count + 1, block_size) > num_blocks
+
+
+@settings(max_examples=100, deadline=None)
+@given(SPECS, st.integers(1, 5), st.lists(st.integers(0, 4), min_size=10, max_size=10), st.integers(0, 12))
+def test_the_forecast_of_rows_that_run_already_comes_true(
+    specs: list[tuple[list[int], int]], block_size: int, pauses: list[int], more: int
+) -> None:
+    scheduler = make_scheduler(num_blocks=10_000, block_size=block_size, max_tokens=10_000, max_logits=10_000)
+    device = Device(scheduler, checks=False)
+    for one, pause in zip(sequences(specs), pauses):
+        scheduler.add(one)
+        for _ in range(pause):
+            device.step()
+    for _ in range(more):
+        device.step()
+    assume(scheduler._decoding and not scheduler._prefilling)
+    forecast = Forecast(list(scheduler._decoding), prefill_rate=10_000, block_size=block_size)
+    with most_blocks(scheduler) as counts:
+        counts.append(scheduler.tree.num_pinned_blocks)
+        run_to_the_end(device)
+    assert int(forecast._in_use.max()) == max(counts)
 
 
 @settings(max_examples=100, deadline=None)
