@@ -84,8 +84,9 @@ def _read(name: str, device: torch.device, dtype: str | torch.dtype, trust_remot
     except Exception as error:
         raise ModelError(f"cannot read the configuration of model {name!r}: {_first_line(error)}") from error
     _check_architecture(name, config)
-    own = (checkpoint.dtype if checkpoint is not None else None) or getattr(config, "dtype", None)
-    wanted = resolve_dtype(dtype, device, own)
+    declared = getattr(config, "dtype", None)
+    stored = (checkpoint.dtype if checkpoint is not None else None) or declared
+    wanted = resolve_dtype(dtype, device, declared or stored)  # as transformers' "auto": the configuration goes first
     progress_bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()  # the caller shows progress of its own
     try:
@@ -94,7 +95,7 @@ def _read(name: str, device: torch.device, dtype: str | torch.dtype, trust_remot
             source,
             output_loading_info=True,
             config=copy.deepcopy(config),
-            dtype=own or wanted,
+            dtype=stored or wanted,
             use_safetensors=True,
             attn_implementation=ATTENTION_NAME,
             **options,
