@@ -159,6 +159,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Pa
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False, max_new_tokens=64
     )
     half.save_pretrained(folder)
+    config_file = folder / "config.json"  # small enough to be run in float32, with the same answers on every machine
+    config_file.write_text(json.dumps({**json.loads(config_file.read_text()), "dtype": "float32"}, indent=2) + "\n")
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     settings_file = folder / "tokenizer_config.json"
     settings = {**json.loads(settings_file.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
