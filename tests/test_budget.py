@@ -93,7 +93,9 @@ def test_statistics_are_a_table() -> None:
     with llmsql.connect(model=FakeModel(word)) as con:
         con.sql(f"SELECT llm('Say', i), llm('Sing', i // 10 AS i) {ROWS}")
         counters = con.last_query.to_arrow()
-        rows = duckdb.sql('SELECT rows, "distinct", asked, cached, failed FROM counters ORDER BY asked').fetchall()
+        sql = 'SELECT rows, "distinct", asked, cached, failed FROM counters ORDER BY asked'
+        with duckdb.connect() as other:
+            rows = other.sql(sql).fetchall()
         assert rows == [(50, 5, 5, 0, 0), (50, 50, 50, 0, 0)]
         assert json.loads(json.dumps(counters.to_pylist()))
 
