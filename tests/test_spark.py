@@ -334,7 +334,7 @@ class TestEngine:
         assert worker_models(folder, settings.changed(dtype="float32")) is not models
 
     def test_same_answers_as_duckdb_and_shared_prefixes(self, spark, folder):
-        options = {"dtype": "float32", "max_output_tokens": 5, "device": "cpu"}
+        options = {"dtype": "float32", "max_output_tokens": 5, "device": "cpu", "cache": False}
         calls = ("llm('Say what', {title})", "llm_classify('Which?', {labels}, {title})")
         llmsql.spark.register(spark, model=folder, **options)
         with connect(model=folder, **options) as con:
