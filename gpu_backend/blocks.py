@@ -47,22 +47,13 @@ class BlockPool:
             if room and after is not None and after not in self._kept:
                 self._keep(after, room)
             return []
-        blocks: list[int] = []
-        if after is not None:
-            room = max(room, self._kept.get(after, 0) - count)
-            self._give_up_kept(after)
-            blocks = self._take(after + 1, min(count, self._runs.get(after + 1, 0)))
-        while len(blocks) < count:
-            if not self._starts:
-                self._give_up_kept(next(iter(self._kept)))
-            wanted = count - len(blocks)
-            start = self._find(wanted + room)
-            blocks += self._take(start, min(wanted, self._runs[start]))
+        if after is not None and self._kept.get(after, 0) >= count:
+            blocks = self._take_kept(after, count)
+        else:
+            blocks = self._take_free(count, after, room)
         for block in blocks:
             self._ref_counts[block] = 1
         self.num_free -= count
-        if room:
-            self._keep(blocks[-1], room)
         return blocks
 
     def retain(self, block: int) -> None:
@@ -92,6 +83,29 @@ class BlockPool:
         assert all(self._ref_counts[last] > 0 and count > 0 for last, count in self._kept.items())
 
     # Below: runs of free blocks.
+
+    def _take_kept(self, after: int, count: int) -> list[int]:
+        """Take blocks that are kept for the one before them: no run changes."""
+        kept = self._kept.pop(after)
+        if kept > count:
+            self._kept[after + count] = kept - count
+        return list(range(after + 1, after + 1 + count))
+
+    def _take_free(self, count: int, after: int | None, room: int) -> list[int]:
+        blocks: list[int] = []
+        if after is not None:
+            room = max(room, self._kept.get(after, 0) - count)
+            self._give_up_kept(after)
+            blocks = self._take(after + 1, min(count, self._runs.get(after + 1, 0)))
+        while len(blocks) < count:
+            if not self._starts:
+                self._give_up_kept(next(iter(self._kept)))
+            wanted = count - len(blocks)
+            start = self._find(wanted + room)
+            blocks += self._take(start, min(wanted, self._runs[start]))
+        if room:
+            self._keep(blocks[-1], room)
+        return blocks
 
     def _find(self, length: int) -> int:
         """The lowest run that is so long, or the longest one."""

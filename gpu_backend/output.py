@@ -45,12 +45,15 @@ class Output:
     def add(self, token_id: int, log_prob: float = 0.0) -> list[int]:
         """Take a sampled token; returns it and the tokens that it forces. Look at `problem` afterwards."""
         assert self.finish_reason is None
+        if self.matcher is None:
+            self._add(token_id, log_prob)
+            return [token_id]
         before = len(self.token_ids)
         was_forced = self.expected is not None
         if was_forced:
             assert self._forced.popleft() == token_id
         self._add(token_id, log_prob)
-        if self.matcher is not None and self.finish_reason is None and not was_forced:
+        if self.finish_reason is None and not was_forced:
             self._force(self.matcher.forced())
         return self.token_ids[before:]
 
