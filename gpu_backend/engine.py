@@ -206,15 +206,18 @@ class Engine:
             return PromptTokenizer(source, eos_token_ids=self.eos_token_ids)
         raise ModelError("a model object comes without a tokenizer: give Engine(model, tokenizer=...)")
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request], *, stats: EngineStats | None = None) -> Iterator[Completion]:
         """Answer the requests, yielding each completion as soon as it is finished.
 
         The input is read lazily, `window` requests ahead. A request that is invalid or fails gets a completion with
         `error` set; all others finish. Closing the iterator early cancels what is left. Raises EngineError when the
         engine is closed.
+
+        `stats` gets the prompt, computed and output tokens of this call alone, whoever else calls at the same time; a
+        prefix that several calls need counts as computed for the first of them.
         """
         self._check_open()
-        return self._generate(Stream(iter(requests)))
+        return self._generate(Stream(iter(requests), EngineStats() if stats is None else stats))
 
     def clear_cache(self) -> None:
         """Forget the KV of prefixes that no request at hand needs."""
@@ -302,6 +305,11 @@ class Engine:
         self.stats.steps += 1
         self.stats.step_tokens += step.num_tokens
         self.stats.computed_tokens += step.num_prompt_tokens
+        if len(self._streams) == 1:
+            self._streams[0].stats.computed_tokens += step.num_prompt_tokens
+        else:
+            for sequence, num_tokens in step.num_prompt_tokens_by_owner():
+                job_of(sequence).stream.stats.computed_tokens += num_tokens
         self.stats.label_tokens += step.num_label_tokens
         self.stats.schedule_seconds += scheduled - started
         self.stats.model_seconds += ran - scheduled
@@ -327,7 +335,8 @@ class Engine:
         tokens = next_tokens(batch, logits, masks, kernels=self._runner.kernels)
         num_sampled = num_added = 0
         for sequence, token_id, log_prob, error in tokens:
-            output = job_of(sequence).output
+            job = job_of(sequence)
+            output = job.output
             assert output is not None
             if error is not None:
                 self._finish(sequence, "error", error=error)
@@ -335,6 +344,7 @@ class Engine:
             added = output.add(token_id, log_prob)
             num_sampled += 1
             num_added += len(added)
+            job.stream.stats.output_tokens += len(added)
             if output.problem is not None:
                 self._finish(sequence, "error", error=f"{CANNOT_GO_ON}: {output.problem}")
             elif output.finish_reason is not None:
@@ -358,9 +368,11 @@ class Engine:
                 )
                 continue
             self.stats.prompt_tokens += len(sequence.token_ids)
+            stream.stats.prompt_tokens += len(sequence.token_ids)
             output = job_of(sequence).output
             if output is not None:
                 self.stats.output_tokens += len(output.token_ids)
+                stream.stats.output_tokens += len(output.token_ids)
                 self.stats.forced_tokens += len(output.token_ids)
                 if output.finish_reason is not None:  # its grammar leaves nothing to ask the model
                     stream.finished.append(completion(job_of(sequence), output.finish_reason, decode=self._decode))

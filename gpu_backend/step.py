@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .node import Node
@@ -39,6 +39,13 @@ class Step:
     tree_version: int = 0  # where it is the same, so are the paths of nodes and their first blocks
     prefilled: list[Sequence] = field(default_factory=list)  # their prompt and labels are complete after this step
     rejected: list[tuple[Sequence, str]] = field(default_factory=list)  # they never fit; not in the tree any more
+    owners: dict[Node, Sequence] = field(default_factory=dict)  # for whom chunks of prompts and labels were added
+
+    def num_prompt_tokens_by_owner(self) -> Iterator[tuple[Sequence, int]]:
+        """Who the step's prompt tokens are computed for: the first that needs them; together `num_prompt_tokens`."""
+        for chunk in self.chunks:
+            if not chunk.generated and not chunk.all_logits:
+                yield self.owners[chunk.node], chunk.length
 
 
 class StepBuilder:
@@ -72,6 +79,7 @@ class StepBuilder:
             tree_version,
             self.prefilled,
             rejected,
+            self.owners,
         )
 
     def add_generated(

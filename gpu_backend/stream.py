@@ -12,6 +12,7 @@ from .output import Output
 from .request import Completion, Request
 from .scheduler import Scheduler
 from .sequence import Sequence
+from .stats import EngineStats
 
 
 @dataclass(eq=False)
@@ -19,6 +20,7 @@ class Stream:
     """A caller's input, its requests in the engine, and its completions not yet yielded."""
 
     requests: Iterator[Request]
+    stats: EngineStats = field(default_factory=EngineStats)  # of this call alone: prompt, computed and output tokens
     exhausted: bool = False
     cut: bool = False  # some of it was cancelled
     live: dict[Sequence, None] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from engine_models import generate_one, tiny_model, tree_prompts
 
-from llmsql.gpu_backend import Engine, Request
+from llmsql.gpu_backend import Engine, EngineStats, Request
 
 PROMPTS = tree_prompts(12, seed=9)
 LIMIT = 60  # seconds until a test says that a thread is stuck
@@ -164,3 +164,24 @@ def test_an_engine_that_is_closed_ends_all_calls() -> None:
     assert threading.active_count() == before
     assert engine._scheduler.num_running + engine._scheduler.num_waiting == 0
     engine._scheduler.check()
+
+
+def test_each_call_counts_its_own_tokens(engine: Engine) -> None:
+    own = [EngineStats() for _ in range(3)]
+
+    def caller(number: int) -> Callable[[], None]:
+        def work() -> None:  # half of the prompts are shared by all three callers
+            prompts = [*PROMPTS[:6], *([np.asarray([150 + number, *prompt]) for prompt in PROMPTS[6:]])]
+            requests = [Request(row, prompt, max_tokens=3) for row, prompt in enumerate(prompts)]
+            assert len(list(engine.generate(requests, stats=own[number]))) == len(prompts)
+            assert own[number].prompt_tokens == sum(map(len, prompts))
+            assert 0 < own[number].output_tokens <= 3 * len(prompts)
+
+        return work
+
+    in_threads(caller(0), caller(1), caller(2))
+    for name in ("prompt_tokens", "computed_tokens", "output_tokens"):
+        assert sum(getattr(stats, name) for stats in own) == getattr(engine.stats, name), name
+    alone = EngineStats()
+    list(engine.generate([Request(0, PROMPTS[0], max_tokens=3)], stats=alone))
+    assert alone.computed_tokens <= 1 < alone.prompt_tokens  # its KV was kept
