@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -206,7 +206,13 @@ class Engine:
             return PromptTokenizer(source, eos_token_ids=self.eos_token_ids)
         raise ModelError("a model object comes without a tokenizer: give Engine(model, tokenizer=...)")
 
-    def generate(self, requests: Iterable[Request], *, stats: EngineStats | None = None) -> Iterator[Completion]:
+    def generate(
+        self,
+        requests: Iterable[Request],
+        *,
+        stats: EngineStats | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Iterator[Completion]:
         """Answer the requests, yielding each completion as soon as it is finished.
 
         The input is read lazily, `window` requests ahead. A request that is invalid or fails gets a completion with
@@ -214,10 +220,11 @@ class Engine:
         engine is closed.
 
         `stats` gets the prompt, computed and output tokens of this call alone, whoever else calls at the same time; a
-        prefix that several calls need counts as computed for the first of them.
+        prefix that several calls need counts as computed for the first of them. `on_step` is called before each step,
+        outside of the lock; what it raises ends the call as closing the iterator does.
         """
         self._check_open()
-        return self._generate(Stream(iter(requests), EngineStats() if stats is None else stats))
+        return self._generate(Stream(iter(requests), EngineStats() if stats is None else stats), on_step)
 
     def clear_cache(self) -> None:
         """Forget the KV of prefixes that no request at hand needs."""
@@ -252,9 +259,11 @@ class Engine:
 
     # The loop: refill, step, yield; a step is schedule, run, commit, read.
 
-    def _generate(self, stream: Stream) -> Iterator[Completion]:
+    def _generate(self, stream: Stream, on_step: Callable[[], None] | None) -> Iterator[Completion]:
         try:
             while True:
+                if on_step is not None:
+                    on_step()
                 arrived = stream.read(self._window)  # outside the lock: the input may be another generate()
                 self._intake.prepare(arrived)
                 with self._lock:

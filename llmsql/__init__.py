@@ -25,6 +25,7 @@ from llmsql.errors import (
 
 if TYPE_CHECKING:
     from llmsql.connection import connect, register
+    from llmsql.interruption import InterruptError
     from llmsql.session import LlmsqlWarning, Session
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "BudgetError",
     "CallError",
     "ClosedError",
+    "InterruptError",
     "LlmsqlError",
     "LlmsqlWarning",
     "ModelError",
@@ -48,6 +50,7 @@ _LAZY = {
     "register": "llmsql.connection",
     "Session": "llmsql.session",
     "LlmsqlWarning": "llmsql.session",
+    "InterruptError": "llmsql.interruption",
 }
 
 

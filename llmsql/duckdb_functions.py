@@ -39,6 +39,7 @@ class ChunkFunctions:
         # The connection owns its functions, and they hold this object: a strong reference back would keep both forever.
         self._connection = weakref.ref(connection)
         self._budget: Budget | None = None
+        self._watchers: list[Callable[[], None]] = []
         self._by_call: dict[Call, StageStatistics] = {}
         self._lock = threading.Lock()
         self.names: list[str] = []
@@ -48,11 +49,12 @@ class ChunkFunctions:
             for prefix in (IN_PLACE_PREFIX, self.in_place_prefix):
                 self._create(connection, prefix + function.name, self._in_place, function)
 
-    def start(self, statistics: QueryStatistics, budget: Budget | None) -> None:
-        """Count into `statistics` and spend from `budget` from now on."""
+    def start(self, statistics: QueryStatistics, budget: Budget | None, watch: Callable[[], None]) -> None:
+        """Count into `statistics` and spend from `budget` from now on; `watch` is called while the model works."""
         with self._lock:
             self.statistics, self._by_call, self.error = statistics, {}, None
             self._budget = budget
+            self._watchers = [watch]
 
     def remove(self) -> None:
         """Take the functions off the connection; nothing happens when it is gone or closed already."""
@@ -100,7 +102,8 @@ class ChunkFunctions:
         return sql_texts(call, self._evaluate(call, fields_table(named.columns, named.column_names), prompts))
 
     def _evaluate(self, call: Call, fields: pa.Table, prompts: pa.ChunkedArray) -> pa.Array:
-        statistics = StageStatistics(call=f"{call.function}({call.prompt or '…'})", place="in place")
+        name = f"{call.function}({call.prompt or '…'})"
+        statistics = StageStatistics(call=name, place="in place", watchers=[*self._watchers])
         try:
             model = self._models.get(call.model, self._budget)
             return evaluate(call, fields, model, self.settings, statistics, prompts=prompts.cast(pa.string()))

@@ -31,6 +31,7 @@ class PlanRunner:
         model_for: the model that a call names, or the session's.
         settings: the session's settings.
         statistics: filled in as the plan runs.
+        watch: called while the model works; what it raises ends the statement.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class PlanRunner:
         model_for: Callable[[str | None], Model],
         settings: Settings,
         statistics: QueryStatistics,
+        watch: Callable[[], None],
     ):
         self.scratch: list[tuple[str, str]] = []
         self._run = run
@@ -49,6 +51,7 @@ class PlanRunner:
         self._model_for = model_for
         self._settings = settings
         self._statistics = statistics
+        self._watch = watch
         self._stages: dict[Stage, StageStatistics] = {}
         self._answers = AnswerTables(
             run, self.run_with_parameters, self.scratch, shared=settings.deduplicate, ordered=settings.reorder
@@ -104,9 +107,13 @@ class PlanRunner:
         statistics.rows += wanted.rows
         statistics.distinct += table.size - wanted.start if again else wanted.distinct
         total = table.size - wanted.start if self._settings.deduplicate else wanted.rows
-        with progress_bar(stage.call_sql, total, statistics, self._settings.progress) as advance:
-            for start in range(wanted.start, table.size, self._settings.batch_rows):
-                self._ask(stage, table, start, statistics, advance)
+        statistics.watchers.append(self._watch)
+        try:
+            with progress_bar(stage.call_sql, total, statistics, self._settings.progress) as advance:
+                for start in range(wanted.start, table.size, self._settings.batch_rows):
+                    self._ask(stage, table, start, statistics, advance)
+        finally:
+            statistics.watchers.clear()
         return statistics
 
     def _ask(

@@ -24,6 +24,7 @@ from llmsql.duckdb_catalog import DuckDBCatalog
 from llmsql.duckdb_functions import ChunkFunctions
 from llmsql.errors import ClosedError, LlmsqlError, QueryError, SettingError
 from llmsql.execution import PlanRunner
+from llmsql.interruption import InterruptError, Interruption
 from llmsql.model import Model
 from llmsql.planner import Plan, Switches, plan_statement
 from llmsql.planner.calls import has_llm_call
@@ -81,6 +82,7 @@ class Session:
         self._lock = threading.RLock()
         self._models = models.ModelSet(model, settings, cache)
         self._functions = ChunkFunctions(connection, self._models, settings)
+        self._interruption = Interruption(connection)
         self._results: list[str] = []  # temporary tables behind relations that are still in use
         self._unused: list[str] = []  # ... and those whose last relation is gone
         self._executed: pa.Table | None = None
@@ -99,6 +101,7 @@ class Session:
             ModelError: the model cannot be loaded or run.
             RowError: a row failed and the call said `on_error := 'fail'`.
             BudgetError: the statement costs more than `max_rows`, `max_tokens` or `max_seconds`.
+            InterruptError: `interrupt` was called; after Ctrl-C it is a KeyboardInterrupt.
         """
         with self._lock:
             variables = caller_variables()
@@ -147,6 +150,14 @@ class Session:
             if not has_llm_call(tree):
                 return str(run_with_variables(partial(self._connection.sql, query), variables).explain())
             return self._plan(tree, name_parameters(params), variables, self._in_transaction()).explain()
+
+    def interrupt(self) -> None:
+        """Stop the statement that another thread runs on this session, within a step of the engine.
+
+        It ends with an `InterruptError` that says how many rows were done; these are in the result cache.
+        """
+        self._require_open()
+        self._interruption.request()
 
     def cursor(self) -> Session:
         """Another session on the same database and model, for another thread."""
@@ -243,28 +254,38 @@ class Session:
     def _runner(self, variables: dict[str, Any]) -> Run:
         def run(sql: str, parameters: Mapping[str, Any], **more: Any) -> list[tuple[Any, ...]]:
             arguments = (sql, dict(parameters)) if parameters else (sql,)
-            # Fetched to the end: DuckDB 2 refuses the next statement while a result is open.
-            result = run_with_variables(partial(self._connection.execute, *arguments), {**variables, **more})
-            rows: list[tuple[Any, ...]] = result.fetchall()
-            return rows
+            with self._interruption.in_duckdb():
+                # Fetched to the end: DuckDB 2 refuses the next statement while a result is open.
+                result = run_with_variables(partial(self._connection.execute, *arguments), {**variables, **more})
+                rows: list[tuple[Any, ...]] = result.fetchall()
+                return rows
 
         return run
 
     def _read(self, sql: str) -> pa.Table:
-        return self._connection.sql(sql).to_arrow_table()
+        with self._interruption.in_duckdb():
+            return self._connection.sql(sql).to_arrow_table()
 
     def _planned(
+        self, text: str, tree: exp.Expression, params: Parameters, variables: dict[str, Any]
+    ) -> _Result | None:
+        with self._interruption.statement():
+            return self._run_planned(text, tree, params, variables)
+
+    def _run_planned(
         self, text: str, tree: exp.Expression, params: Parameters, variables: dict[str, Any]
     ) -> _Result | None:
         """The life of a query: plan, run the stages, run the final statement, clean up; all in one transaction."""
         started = time.perf_counter()
         statistics = self.last_query = QueryStatistics(sql=text)
         budget = Budget.of(self.settings)
-        self._functions.start(statistics, budget)
+        watch = self._interruption.check
+        self._functions.start(statistics, budget, watch)
         parameters = name_parameters(params)
         explained = EXPLAIN.match(text)
         model_for = partial(self._models.get, budget=budget)
-        runner = PlanRunner(self._runner(variables), self._read, parameters, model_for, self.settings, statistics)
+        run = self._runner(variables)
+        runner = PlanRunner(run, self._read, parameters, model_for, self.settings, statistics, watch)
         result: _Result | None
         own_transaction = False
         try:
@@ -281,11 +302,16 @@ class Session:
                 runner.run_steps(plan)
                 result = self._finish(plan, runner)
                 runner.drop_scratch()
+            self._interruption.close()
             if own_transaction:
                 self._connection.execute("COMMIT")
         except BaseException as problem:
+            stopped = self._interruption.requested
+            self._interruption.close()
             self._abandon(own_transaction, runner)
             cause = self._functions.error or problem
+            if stopped:
+                raise self._stopped(statistics) from problem
             if isinstance(cause, duckdb.Error):
                 raise QueryError(str(cause)) from cause
             raise cause from (problem if cause is not problem else problem.__cause__)
@@ -306,6 +332,19 @@ class Session:
                 self._connection.execute("ROLLBACK")
             else:
                 runner.drop_scratch()
+
+    def _stopped(self, statistics: QueryStatistics) -> BaseException:
+        """The error of a statement that was interrupted."""
+        done = ", ".join(
+            f"{stage.asked + stage.cached:,} of {stage.distinct:,} for {stage.call}" for stage in statistics.stages
+        )
+        rows = statistics.model_calls + statistics.cached
+        text = f"interrupted after {rows:,} rows{' (' + done + ')' if done else ''}; "
+        if self.cache is None:
+            text += "their answers are not kept (the session has no result cache)"
+        else:
+            text += "their answers are in the result cache, so the same statement goes on from there"
+        return KeyboardInterrupt(text) if self._interruption.by_signal else InterruptError(text)
 
     def _finish(self, plan: Plan, runner: PlanRunner) -> _Result | None:
         """Run the final statement; the rows of a query go to a temporary table that its relation reads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -50,7 +51,7 @@ class StageStatistics:
     rows: rows whose value was needed, duplicates included; distinct: distinct argument tuples among them;
     cached: rows whose answers the result cache knew; asked: rows given to the model; prompt_tokens: tokens of their
     prompts; computed_tokens: prompt tokens that really went through the model, the rest were shared prefixes;
-    output_tokens: generated tokens; failed, truncated: rows.
+    output_tokens: generated tokens; failed, truncated: rows. `watchers` are called by `tick` while the model works.
     """
 
     call: str = ""
@@ -68,6 +69,15 @@ class StageStatistics:
     failed: int = 0
     truncated: int = 0
     failures: list[RowFailure] = field(default_factory=list)
+    watchers: list[Callable[[], None]] = field(default_factory=list, repr=False, compare=False)
+
+    def tick(self) -> None:
+        """Let those who watch the work look at it; a model calls this at least once a step.
+
+        What a watcher raises (a budget is used up, the statement was interrupted) must end the work.
+        """
+        for watcher in self.watchers:
+            watcher()
 
     @property
     def hit_rate(self) -> float:
