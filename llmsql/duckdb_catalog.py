@@ -15,6 +15,7 @@ from sqlglot.errors import SqlglotError
 
 from llmsql.errors import QueryError
 from llmsql.planner.parsing import parameters_of
+from llmsql.planner.plan import SCRATCH_PREFIX
 
 Run = Callable[..., list[tuple[Any, ...]]]
 
@@ -59,7 +60,38 @@ class DuckDBCatalog:
         try:
             return [(row[0], row[1]) for row in self._run(sql, self._parameters_of(query))]
         except duckdb.Error as problem:
-            raise QueryError(_shown(problem)) from problem
+            raise QueryError(shown(problem)) from problem
+
+    def check(self, statement: exp.Expression) -> None:
+        """See `Catalog.check`."""
+        try:
+            self._run("EXPLAIN " + statement.sql(dialect=self.dialect), self._parameters_of(statement))
+        except duckdb.Error as problem:
+            raise QueryError(shown(problem)) from problem
+
+    def has_table(self, table: exp.Table, *, temporary: bool) -> bool:
+        """See `Catalog.has_table`."""
+        name, schema, database = table.name.lower(), table.db.lower(), table.catalog.lower()
+        found = self._run(
+            "SELECT lower(database_name), lower(schema_name), temporary, lower(database_name) = "
+            "lower(current_database()), lower(schema_name) = lower(current_schema()) FROM ("
+            "SELECT database_name, schema_name, temporary FROM duckdb_tables() WHERE lower(table_name) = $name "
+            "UNION ALL "
+            "SELECT database_name, schema_name, temporary FROM duckdb_views() WHERE lower(view_name) = $name)",
+            {"name": name},
+        )
+        for in_database, in_schema, is_temporary, current_database, current_schema in found:
+            if is_temporary or temporary:
+                match = is_temporary and temporary
+            elif database:
+                match = (in_database, in_schema) == (database, schema)
+            elif schema:  # of the current database, or the main schema of a database
+                match = (in_schema == schema and current_database) or (in_database, in_schema) == (schema, "main")
+            else:
+                match = current_database and current_schema
+            if match:
+                return True
+        return False
 
     def binds(self, query: exp.Query) -> bool:
         """See `Catalog.binds`; a statement that fails aborts the transaction that the user may have open."""
@@ -85,7 +117,7 @@ class DuckDBCatalog:
             try:
                 self._constants[sql] = self._run(sql, self._parameters_of(query))[0][0]
             except duckdb.Error as problem:
-                raise QueryError(_shown(problem)) from problem
+                raise QueryError(shown(problem)) from problem
         return self._constants[sql]
 
     def is_volatile(self, function: str) -> bool:
@@ -160,8 +192,8 @@ class _Functions:
     volatile: frozenset[str]
 
 
-def _shown(problem: Exception) -> str:
-    """DuckDB's message without the hint lines on the rewritten text, which the user never wrote."""
+def shown(problem: Exception) -> str:
+    """DuckDB's message without the hint lines on the rewritten text, and our prefixes, which the user never wrote."""
     lines = str(problem).strip().splitlines()
     kept = [line for line in lines if line.strip(" ^~") and not line.startswith("LINE ")]
-    return " ".join(line.strip() for line in kept)
+    return SCRATCH_PREFIX.sub("", " ".join(line.strip() for line in kept))

@@ -20,7 +20,7 @@ from sqlglot import exp
 from llmsql import models
 from llmsql.answer_tables import Run
 from llmsql.budget import Budget
-from llmsql.duckdb_catalog import DuckDBCatalog
+from llmsql.duckdb_catalog import DuckDBCatalog, shown
 from llmsql.duckdb_functions import ChunkFunctions
 from llmsql.errors import ClosedError, LlmsqlError, QueryError, SettingError
 from llmsql.execution import PlanRunner
@@ -91,7 +91,7 @@ class Session:
     # -- statements ---------------------------------------------------------------------------------------------------
 
     def sql(self, query: str, *, alias: str = "", params: Parameters = None) -> duckdb.DuckDBPyRelation | None:
-        """Run a statement; the relation of a query, None for any other statement.
+        """Run a statement; the relation of a query, or of the number of rows written, None where there is neither.
 
         The LLM calls have run when this returns, so the relation can be shown, fetched and built upon at no cost.
 
@@ -123,6 +123,7 @@ class Session:
         """Run a statement; fetch its rows with `fetchall`, `df`, `to_arrow_table` and the like. Raises as `sql`."""
         with self._lock:
             variables = caller_variables()
+            self._executed = None
             statements = self._statements(query) if isinstance(query, str) else [(query, None)]
             for number, (text, tree) in enumerate(statements, start=1):
                 given = parameters if number == len(statements) else None
@@ -313,7 +314,7 @@ class Session:
             if stopped:
                 raise self._stopped(statistics) from problem
             if isinstance(cause, duckdb.Error):
-                raise QueryError(str(cause)) from cause
+                raise QueryError(shown(cause)) from cause
             raise cause from (problem if cause is not problem else problem.__cause__)
         statistics.seconds = time.perf_counter() - started
         self._warn(statistics)
@@ -351,7 +352,7 @@ class Session:
         if not plan.is_query:
             rows = runner.run_with_parameters(plan.final_sql)
             names = [column[0] for column in self._connection.description or []]
-            return self._returned(names, rows) if plan.returns_rows else None
+            return self._returned(names, rows) if rows or plan.returns_rows else None
         described = runner.run_with_parameters(f"DESCRIBE {plan.final_sql}")
         result = self._new_result([row[0] for row in described])
         columns = ", ".join(f"c{number}" for number in range(len(described)))

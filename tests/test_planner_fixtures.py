@@ -3,7 +3,8 @@
 A fixture is a statement with comments before it: its name; `calls`, a query that counts the argument tuples which the
 model may be asked about; `at most`, the same where how many it is depends on what was measured on the way; `ordered`
 when the order of the rows is part of the answer; `in place` when the planner leaves a call to DuckDB; `only: session`
-when DuckDB itself cannot bind the statement (then the plain side is the session with planning off).
+when DuckDB itself cannot bind the statement (then the plain side is the session with planning off). For a statement
+that writes, `first` is run before it, and `then` is a query of what it left.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Fixture:
     ordered: bool
     in_place: bool
     session_only: bool
+    first: str | None
+    then: str | None
 
 
 def read_fixtures() -> list[Fixture]:
@@ -50,6 +53,8 @@ def read_fixtures() -> list[Fixture]:
                     ordered="ordered" in notes,
                     in_place="in place" in notes,
                     session_only=notes.get("only") == "session",
+                    first=notes.get("first"),
+                    then=notes.get("then"),
                 )
             )
     return found
@@ -68,9 +73,19 @@ def answer(prompt: str, fields: dict[str, object], options: dict[str, object]) -
     return f"{prompt[:9]} {code % 1000}"
 
 
-def rows_of(relation: duckdb.DuckDBPyRelation, ordered: bool) -> tuple[list[str], list[str], list[tuple]]:
-    rows = relation.fetchall()
-    return relation.columns, [str(kind) for kind in relation.types], rows if ordered else sorted(rows, key=repr)
+def rows_of(connection, fixture: Fixture) -> tuple[list[str], list[str], list[tuple], list[tuple]]:
+    """Names and types of the columns, the rows, and what the statement left."""
+    if fixture.first is None:
+        relation = connection.sql(fixture.sql)
+        names, types, rows = relation.columns, [str(kind) for kind in relation.types], relation.fetchall()
+    else:
+        connection.execute(fixture.first)
+        connection.execute(fixture.sql)
+        rows = connection.fetchall()
+        shown = connection.description if rows or "RETURNING" in fixture.sql else []
+        names, types = ([str(column[place]) for column in shown] for place in (0, 1))
+    left = [] if fixture.then is None else sorted(connection.execute(fixture.then).fetchall(), key=repr)
+    return names, types, rows if fixture.ordered else sorted(rows, key=repr), left
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +123,12 @@ def test_there_are_enough_fixtures():
 
 @pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture.name)
 def test_planned_equals_plain(fixture, planned, in_place, plain):
-    names, types, rows = rows_of(planned.sql(fixture.sql), fixture.ordered)
+    names, types, rows, left = rows_of(planned, fixture)
     statistics = planned.last_query
-    wanted = rows_of(in_place.sql(fixture.sql), fixture.ordered)
-    assert (types, rows) == wanted[1:]
+    assert (types, rows, left) == rows_of(in_place, fixture)[1:]
     if not fixture.session_only:
-        plain_names, plain_types, plain_rows = rows_of(plain.sql(fixture.sql), fixture.ordered)
-        assert (types, rows) == (plain_types, plain_rows)
+        plain_names, *wanted = rows_of(plain, fixture)
+        assert [types, rows, left] == wanted
         assert [name for name in names if "llm" not in name] == [name for name in plain_names if "llm" not in name]
     assert ("in place, chunk by chunk" in statistics.plan) == fixture.in_place
     if fixture.calls is not None:

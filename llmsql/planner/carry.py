@@ -17,6 +17,7 @@ from llmsql.planner.grouping import Grouping
 from llmsql.planner.plan import Materialise
 from llmsql.planner.scope import Scope
 
+CHANGING = (exp.Update, exp.Delete, exp.Merge)  # whose rows come in any order
 LIMITED = ("order", "limit", "offset")
 
 
@@ -87,7 +88,7 @@ def keep_order(scope: Scope) -> bool:
     select = scope.select
     if select.args.get("order") or select.args.get("joins") or select.args.get("laterals"):
         return False
-    if select.find_ancestor(exp.Select, exp.SetOperation) is not None or not _shows_rows(scope):
+    if select.find_ancestor(exp.Select, exp.SetOperation, *CHANGING) is not None or not _shows_rows(scope):
         return False
     parts = scope.split_where()
     kept = [*parts.asking, *parts.rest]

@@ -21,6 +21,18 @@ class Catalog(Protocol):
         """
         ...
 
+    def check(self, statement: exp.Expression) -> None:
+        """Bind a statement that writes, without running it.
+
+        Raises:
+            QueryError: it does not bind.
+        """
+        ...
+
+    def has_table(self, table: exp.Table, *, temporary: bool) -> bool:
+        """Whether a table or view is where `CREATE TABLE` would make this one."""
+        ...
+
     def binds(self, query: exp.Query) -> bool:
         """Whether the query binds; also False where a failed attempt would do harm, and so cannot be made."""
         ...

@@ -74,6 +74,9 @@ def parse_statement(sql: str, dialect: str) -> exp.Expression:
     for node in trees[0].find_all(exp.Placeholder):
         if str(node.this).isdigit():
             node.set("this", f"{PARAMETER}{node.this}")
+    for node in list(trees[0].find_all(exp.Column)):
+        if _is_default(node):  # sqlglot takes the keyword for a column
+            node.replace(exp.Var(this="DEFAULT"))
     for node in trees[0].find_all(exp.Anonymous):
         if is_llm_call(node) and "start" in node.meta:
             start = node.meta["start"] - sum(longer for at, longer in shifts if at < node.meta["start"])
@@ -110,6 +113,18 @@ def _name_positional(sql: str, dialect: str) -> tuple[str, list[tuple[int, int]]
         added += len(name) - 1
         last = token.end + 1
     return "".join([*pieces, sql[last:]]), shifts
+
+
+def _is_default(column: exp.Column) -> bool:
+    """Whether `DEFAULT` stands as a value of SET or of MERGE's VALUES."""
+    if column.table or column.this.args.get("quoted") or column.name.lower() != "default":
+        return False
+    outer = column.parent
+    if isinstance(outer, exp.EQ):
+        return column.arg_key == "expression" and isinstance(outer.parent, exp.Update)
+    if isinstance(outer, exp.Tuple) and isinstance(outer.parent, exp.EQ):
+        return outer.arg_key == "expression" and isinstance(outer.parent.parent, exp.Update)
+    return isinstance(outer, exp.Tuple) and outer.arg_key == "expression" and isinstance(outer.parent, exp.Insert)
 
 
 def _tokens(sql: str, dialect: str) -> list[Any]:

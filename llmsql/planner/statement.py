@@ -8,12 +8,15 @@ from sqlglot import exp
 
 from llmsql.errors import CallError, QueryError
 from llmsql.functions import FUNCTIONS
-from llmsql.planner.calls import call_text, is_llm_call, is_option, own_calls, parse_call, position
+from llmsql.planner.calls import call_text, has_llm_call, is_llm_call, is_option, own_calls, parse_call, position
 from llmsql.planner.catalog import Catalog
-from llmsql.planner.clauses import is_star, over_sources, visible_ctes
+from llmsql.planner.clauses import attach_ctes, is_star, over_sources, visible_ctes
+from llmsql.planner.creates import ask_nothing_reason
 from llmsql.planner.plan import InPlace, Plan
 from llmsql.planner.planning import IN_PLACE_PREFIX, TAG, TYPE, Planning, Switches, call_type, in_place_call, null_calls
 from llmsql.planner.select import plan_select
+from llmsql.planner.values import query_values
+from llmsql.planner.writes import CHANGING, Reading, read_once, reading_of, refuse_by_name
 
 # Statements that are no queries to sqlglot, and show rows nevertheless.
 SHOWING = (exp.Describe, exp.Summarize, exp.Pivot, exp.Values)
@@ -34,23 +37,32 @@ def plan_statement(
         CallError: a call is written wrongly; with its position.
         QueryError: the statement does not bind.
     """
+    note_types(statement, catalog)
+    nothing = ask_nothing_reason(statement, catalog)
+    reading: Reading | str | None = None
+    check_writing(statement, catalog)
+    if stage_calls:
+        query_values(statement)
+        reading = reading_of(statement, catalog)
     for number, select in enumerate(statement.find_all(exp.Select)):
         select.meta[TAG] = number
-    note_types(statement, catalog)
     originals = null_calls(statement)
     planning = Planning(
         catalog,
-        keep_reason=_keep_reason(statement, stage_calls),
+        keep_reason=nothing or _keep_reason(statement, stage_calls),
         switches=switches or Switches(),
         # What is stored outlives the session, so it uses names that the next session has, too.
         in_place_prefix=IN_PLACE_PREFIX if _is_stored(statement) else catalog.in_place_prefix,
         originals={select.meta[TAG]: select for select in originals.find_all(exp.Select)},
     )
-    check_binding(statement, catalog, planning)
+    if isinstance(reading, Reading) or not isinstance(statement, CHANGING):
+        check_binding(statement, catalog, planning)
     for select in list(_inside_out(statement)):
         planning.ctes = visible_ctes(select)
         plan_select(select, planning)
-    _leave_the_rest(statement, planning)
+    if isinstance(reading, Reading):
+        planning.steps.append(read_once(reading))
+    _leave_the_rest(statement, planning, reading if isinstance(reading, str) else None)
     final_sql = statement.sql(dialect=catalog.dialect)
     if isinstance(statement, SHOWING):
         final_sql = f"SELECT * FROM ({final_sql})"
@@ -81,18 +93,42 @@ def check_binding(statement: exp.Expression, catalog: Catalog, planning: Plannin
     Raises:
         CallError: an argument of a call does not bind; QueryError: something else does not.
     """
-    query = statement if isinstance(statement, exp.Query) else statement.args.get("expression")
-    if isinstance(statement, exp.Copy):
-        query = statement.this
-    if not isinstance(query, exp.Query):
+    for query in _outermost_queries(statement):
+        if not has_llm_call(query):
+            continue
+        try:
+            catalog.columns(_bindable(attach_ctes(query.copy(), visible_ctes(query))))
+        except QueryError as problem:
+            for select in query.find_all(exp.Select):
+                for node in own_calls(select):
+                    _check_arguments(node, planning.originals[select.meta[TAG]], catalog)
+            raise problem
+
+
+def check_writing(statement: exp.Expression, catalog: Catalog) -> None:
+    """Let the SQL engine bind a statement that writes: the columns it names must be there before the model is asked.
+
+    Raises:
+        QueryError: it does not bind, or cannot be planned.
+    """
+    if isinstance(statement, exp.Merge):
+        refuse_by_name(statement)
+    for cte in statement.find_all(exp.CTE):
+        if isinstance(cte.this, (exp.Insert, *CHANGING)):
+            raise QueryError(
+                f"the CTE {cte.alias} writes, which is not available in a statement with LLM calls: "
+                f"run its {cte.this.key.upper()} by itself first"
+            )
+    if isinstance(statement, (exp.Insert, exp.Copy, *CHANGING)):
+        catalog.check(null_calls(statement))
+
+
+def _outermost_queries(node: exp.Expression) -> Iterator[exp.Select | exp.SetOperation]:
+    if isinstance(node, (exp.Select, exp.SetOperation)):
+        yield node
         return
-    try:
-        catalog.columns(_bindable(query))
-    except QueryError as problem:
-        for select in query.find_all(exp.Select):
-            for node in own_calls(select):
-                _check_arguments(node, planning.originals[select.meta[TAG]], catalog)
-        raise problem
+    for child in node.iter_expressions():
+        yield from _outermost_queries(child)
 
 
 def _check_arguments(node: exp.Anonymous, original: exp.Select, catalog: Catalog) -> None:
@@ -112,9 +148,8 @@ def _row_arguments(node: exp.Anonymous) -> list[exp.Expression]:
     return [argument for argument in node.expressions if not is_option(argument)]
 
 
-def _bindable(query: exp.Query) -> exp.Expression:
+def _bindable(bindable: exp.Query) -> exp.Query:
     """The query with its calls as the SQL engine can bind them: without options, and what only our functions take."""
-    bindable: exp.Expression = query.copy()
     for node in reversed(list(bindable.find_all(exp.Anonymous))):  # inner calls come later
         if node.name.lower() not in FUNCTIONS:
             continue
@@ -146,15 +181,27 @@ def _keep_reason(statement: exp.Expression, stage_calls: bool) -> str | None:
     return None if stage_calls else "staging is switched off (plan=False)"
 
 
-def _leave_the_rest(statement: exp.Expression, planning: Planning) -> None:
-    """Calls outside of any SELECT: UPDATE, DELETE, MERGE, ORDER BY of a set operation."""
+def _leave_the_rest(statement: exp.Expression, planning: Planning, reason: str | None) -> None:
+    """Calls outside of any SELECT that no reading took: RETURNING, ON CONFLICT, ORDER BY of a set operation."""
 
     def no_star(star: exp.Expression) -> list[exp.Column]:
         raise CallError("a star is no field here; name the columns")
 
+    engine = f"{statement.key.upper()} is run by the SQL engine itself"
     while rest := [node for node in statement.find_all(exp.Anonymous) if is_llm_call(node)]:
         node = rest[-1]
         parsed = parse_call(node, planning.catalog, no_star)
         text = call_text(node, planning.catalog.dialect)
-        planning.in_place.append(InPlace(text, f"{statement.key.upper()} is run by the SQL engine itself"))
+        planning.in_place.append(InPlace(text, planning.keep_reason or _rest_reason(node) or reason or engine))
         node.replace(in_place_call(parsed, planning.in_place_prefix))
+
+
+def _rest_reason(node: exp.Expression) -> str | None:
+    if node.find_ancestor(exp.Returning) is not None:
+        return "RETURNING is computed as the rows are written"
+    if node.find_ancestor(exp.OnConflict) is not None:
+        return "ON CONFLICT is computed as the rows are written"
+    when = node.find_ancestor(exp.When)
+    if when is not None and when.args.get("source"):
+        return "WHEN NOT MATCHED BY SOURCE sees rows that the source does not have"
+    return None
