@@ -15,6 +15,7 @@ from llmsql.planner.calls import calls_in, is_constant, own_calls
 from llmsql.planner.clauses import table_named
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.plan import Materialise
+from llmsql.planner.planning import ANY_ORDER
 from llmsql.planner.scope import Scope
 
 CHANGING = (exp.Update, exp.Delete, exp.Merge)  # whose rows come in any order
@@ -86,7 +87,7 @@ def _rows_taken(scope: Scope) -> int | None:
 def keep_order(scope: Scope) -> bool:
     """Read the rows that pass the predicates without calls; False where the order of rows is free or given."""
     select = scope.select
-    if select.args.get("order") or select.args.get("joins") or select.args.get("laterals"):
+    if select.meta.get(ANY_ORDER) or any(select.args.get(part) for part in ("order", "joins", "laterals")):
         return False
     if select.find_ancestor(exp.Select, exp.SetOperation, *CHANGING) is not None or not _shows_rows(scope):
         return False

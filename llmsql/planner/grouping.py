@@ -6,6 +6,8 @@ from sqlglot import exp
 
 from llmsql.planner.catalog import Catalog
 
+WRAPPERS = (exp.Filter, exp.IgnoreNulls, exp.RespectNulls, exp.WithinGroup)  # of a function, its modifiers
+
 
 class Grouping:
     """The grouping of one SELECT.
@@ -33,7 +35,7 @@ class Grouping:
         inner, outer = node, node.parent
         while outer is not None and outer is not self.select:
             if isinstance(outer, exp.Filter) or self._is_aggregate(outer):
-                return isinstance(outer.parent, exp.Window) and outer.arg_key == "this"
+                return _is_windowed(outer)
             inner, outer = outer, outer.parent
         place = inner.arg_key
         if place in ("where", "group"):
@@ -57,23 +59,31 @@ class Grouping:
 
     def _has_key(self, node: exp.Expression) -> bool:
         if self.all:
-            return any(item.unalias() == node for item in self.select.expressions)
+            return any(item.unalias() == node and self._is_key(item) for item in self.select.expressions)
         return any(key == node for key in self.keys)
 
     def _aggregate_in(self, item: exp.Expression) -> bool:
         for found in item.find_all(exp.Func):
-            if (
-                self._is_aggregate(found)
-                and not isinstance(found.parent, exp.Window)
-                and found.parent_select is self.select
-            ):
+            if self._is_aggregate(found) and not _is_windowed(found) and found.parent_select is self.select:
                 return True
         return False
 
     def _is_aggregate(self, node: exp.Expression) -> bool:
-        if isinstance(node, exp.AggFunc):
-            return True
-        return isinstance(node, exp.Anonymous) and self.catalog.is_aggregate(node.name)
+        return is_aggregate(node, self.catalog)
+
+
+def is_aggregate(node: exp.Expression, catalog: Catalog) -> bool:
+    """Whether the node calls an aggregate function."""
+    if isinstance(node, exp.AggFunc):
+        return True
+    return isinstance(node, exp.Anonymous) and catalog.is_aggregate(node.name)
+
+
+def _is_windowed(function: exp.Expression) -> bool:
+    """Whether a function with its FILTER and the like is computed over a window."""
+    while isinstance(function.parent, WRAPPERS) and function.arg_key == "this":
+        function = function.parent
+    return isinstance(function.parent, exp.Window) and function.arg_key == "this"
 
 
 def _is_bare(key: exp.Expression) -> bool:

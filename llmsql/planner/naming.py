@@ -19,7 +19,7 @@ def name_calls(scope: Scope) -> None:
     """
     _name_outputs(scope)
     for node in scope.calls():
-        node.meta[TEXT] = call_text(node, scope.catalog.dialect)
+        node.meta.setdefault(TEXT, call_text(node, scope.catalog.dialect))
     _expand_aliases(scope)
     for node in scope.calls():
         _name_arguments(scope, node)

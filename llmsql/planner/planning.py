@@ -17,6 +17,7 @@ TAG = "llmsql_select"
 TEXT = "llmsql_text"
 CORRELATED = "llmsql_correlated"
 TYPE = "llmsql_type"  # of the call's value
+ANY_ORDER = "llmsql_any_order"  # a SELECT whose rows come in any order
 SAME_IN_GROUP = "llmsql_same_in_group"  # any_value() around an answer that is the same in all rows of a group
 
 
@@ -46,6 +47,12 @@ class Planning:
     in_place: list[InPlace] = field(default_factory=list)
     ctes: list[exp.CTE] = field(default_factory=list)
     originals: dict[int, exp.Select] = field(default_factory=dict)
+
+    def note_originals(self, statement: exp.Expression) -> None:
+        """Number the SELECTs of a statement, and keep a copy of each as it is now."""
+        for number, select in enumerate(statement.find_all(exp.Select)):
+            select.meta[TAG] = number
+        self.originals = {found.meta[TAG]: found for found in null_calls(statement).find_all(exp.Select)}
 
 
 def null_calls(expression: exp.Expression) -> exp.Expression:

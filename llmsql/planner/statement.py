@@ -14,6 +14,7 @@ from llmsql.planner.clauses import attach_ctes, is_star, over_sources, visible_c
 from llmsql.planner.creates import ask_nothing_reason
 from llmsql.planner.plan import InPlace, Plan
 from llmsql.planner.planning import IN_PLACE_PREFIX, TAG, TYPE, Planning, Switches, call_type, in_place_call, null_calls
+from llmsql.planner.restating import restate
 from llmsql.planner.select import plan_select
 from llmsql.planner.values import query_values
 from llmsql.planner.writes import CHANGING, Reading, read_once, reading_of, refuse_by_name
@@ -44,19 +45,18 @@ def plan_statement(
     if stage_calls:
         query_values(statement)
         reading = reading_of(statement, catalog)
-    for number, select in enumerate(statement.find_all(exp.Select)):
-        select.meta[TAG] = number
-    originals = null_calls(statement)
     planning = Planning(
         catalog,
         keep_reason=nothing or _keep_reason(statement, stage_calls),
         switches=switches or Switches(),
         # What is stored outlives the session, so it uses names that the next session has, too.
         in_place_prefix=IN_PLACE_PREFIX if _is_stored(statement) else catalog.in_place_prefix,
-        originals={select.meta[TAG]: select for select in originals.find_all(exp.Select)},
     )
+    planning.note_originals(statement)
     if isinstance(reading, Reading) or not isinstance(statement, CHANGING):
         check_binding(statement, catalog, planning)
+    if planning.keep_reason is None:
+        restate(statement, planning)
     for select in list(_inside_out(statement)):
         planning.ctes = visible_ctes(select)
         plan_select(select, planning)

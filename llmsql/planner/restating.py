@@ -1,0 +1,25 @@
+"""Writing SELECTs whose calls cannot be staged as they stand, or see too many rows, in a form in which they can."""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from llmsql.planner.calls import own_calls
+from llmsql.planner.groups_first import group_first
+from llmsql.planner.planning import Planning
+from llmsql.planner.scope import Scope
+from llmsql.planner.windows_first import windows_first
+
+REWRITES = (group_first, windows_first)
+
+
+def restate(statement: exp.Expression, planning: Planning) -> None:
+    """Apply every rewrite to every SELECT of a statement that binds, inner ones first; the results stay the same.
+
+    Raises:
+        CallError: a call is written wrongly.
+    """
+    for select in reversed(list(statement.find_all(exp.Select))):
+        for rewrite in REWRITES:
+            if own_calls(select) and rewrite(Scope(select, planning)):
+                planning.note_originals(statement)
