@@ -92,7 +92,7 @@ class AnswerTables:
     def missing(self, stage: Stage) -> int:
         """How many tuples of the stage's input, as it is now, nobody asked about yet; the stage ran before."""
         table = self._by_stage[stage.name]
-        condition = same_tuple(table.columns)
+        condition = same_tuple(table.columns, self._types_of(table))
         sql = f"SELECT count(*) FROM ({stage.input_sql}) q ANTI JOIN {table.tuples} p ON {condition}"
         return int(self.run_with_parameters(sql)[0][0])
 
@@ -119,9 +119,10 @@ class AnswerTables:
 
     def _extend(self, table: AnswerTable, source: str) -> None:
         """Add the tuples of `source` that the table does not have."""
+        same = same_tuple(table.columns, self._types_of(table))
         self.run(
             f"INSERT INTO {table.tuples} SELECT {table.size} + row_number() OVER () - 1, * FROM (SELECT q.* "
-            f"FROM {source} q ANTI JOIN {table.tuples} p ON {same_tuple(table.columns)}{self._order(table.columns)})",
+            f"FROM {source} q ANTI JOIN {table.tuples} p ON {same}{self._order(table.columns)})",
             {},
         )
         self._count(table)
@@ -149,18 +150,25 @@ class AnswerTables:
 
     def _among(self, known: list[AnswerTable], types: tuple[str, ...]) -> AnswerTable | None:
         """The table whose arguments have these types: texts and numbers that look alike are shown differently."""
-        for table in known:
-            if table.types is None:
-                table.types = self._types(table.tuples, table.columns)
-            if table.types == types:
-                return table
-        return None
+        return next((table for table in known if self._types_of(table) == types), None)
+
+    def _types_of(self, table: AnswerTable) -> tuple[str, ...]:
+        if table.types is None:
+            table.types = self._types(table.tuples, table.columns)
+        return table.types
 
     def _types(self, relation: str, columns: tuple[str, ...]) -> tuple[str, ...]:
         described = {row[0]: row[1] for row in self.run(f"DESCRIBE {relation}", {})}
         return tuple(described[column] for column in columns)
 
 
-def same_tuple(columns: tuple[str, ...]) -> str:
-    """The condition that tuples q and p are the same, NULLs included."""
-    return " AND ".join(f"q.{column} IS NOT DISTINCT FROM p.{column}" for column in columns)
+def same_tuple(columns: tuple[str, ...], types: tuple[str, ...]) -> str:
+    """The condition that tuples q and p are the same, NULLs included; texts by their bytes, also with a collation."""
+    same = []
+    for column, kind in zip(columns, types):
+        if kind != "VARCHAR":
+            same.append(f"q.{column} IS NOT DISTINCT FROM p.{column}")
+        if "VARCHAR" in kind:
+            left, right = (f"encode(CAST({side}.{column} AS VARCHAR))" for side in "qp")
+            same.append(f"{left} IS NOT DISTINCT FROM {right}")
+    return " AND ".join(same)

@@ -18,6 +18,11 @@ from llmsql.planner.parsing import parameters_of
 from llmsql.planner.plan import SCRATCH_PREFIX
 
 Run = Callable[..., list[tuple[Any, ...]]]
+COLLATES = (
+    "SELECT current_setting('default_collation') <> '' "
+    "OR EXISTS (FROM duckdb_tables() WHERE sql ILIKE '%collate%') "
+    "OR EXISTS (FROM duckdb_views() WHERE NOT internal AND sql ILIKE '%collate%')"
+)
 
 
 class DuckDBCatalog:
@@ -53,6 +58,7 @@ class DuckDBCatalog:
         self._functions: _Functions | None = None
         self._views: list[tuple[Any, ...]] | None = None
         self._constants: dict[str, Any] = {}
+        self._collates: bool | None = None
 
     def columns(self, query: exp.Query) -> list[tuple[str, str]]:
         """(name, type) of each result column; see `Catalog.columns`."""
@@ -151,6 +157,14 @@ class DuckDBCatalog:
         """Whether the name is one of the caller's variables and holds a stream."""
         value = self._scope.get(table.name) if not table.db else None
         return type(value).__name__ in ("RecordBatchReader", "Scanner")
+
+    def has_collations(self) -> bool:
+        """See `Catalog.has_collations`; DESCRIBE does not tell, but what the user wrote does."""
+        if self._collates is None:
+            relations = [value for value in self._scope.values() if isinstance(value, duckdb.DuckDBPyRelation)]
+            written_so = any("collate" in relation.sql_query().lower() for relation in relations)
+            self._collates = written_so or bool(self._run(COLLATES, {})[0][0])
+        return self._collates
 
     def fresh_name(self, kind: str) -> str:
         """See `Catalog.fresh_name`."""

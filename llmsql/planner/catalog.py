@@ -61,6 +61,10 @@ class Catalog(Protocol):
         """Whether the table is a stream that is gone after it was read."""
         ...
 
+    def has_collations(self) -> bool:
+        """Whether a comparison of texts may have a collation, so that it does not tell all texts apart."""
+        ...
+
     def fresh_name(self, kind: str) -> str:
         """A name that no relation has."""
         ...

@@ -47,11 +47,18 @@ class Planning:
     in_place: list[InPlace] = field(default_factory=list)
     ctes: list[exp.CTE] = field(default_factory=list)
     originals: dict[int, exp.Select] = field(default_factory=dict)
+    collates: bool = False  # COLLATE stands in the statement
+
+    @property
+    def by_bytes(self) -> bool:
+        """Whether arguments must be compared by their bytes; see `llmsql.planner.exact`."""
+        return self.collates or self.catalog.has_collations()
 
     def note_originals(self, statement: exp.Expression) -> None:
         """Number the SELECTs of a statement, and keep a copy of each as it is now."""
         for number, select in enumerate(statement.find_all(exp.Select)):
             select.meta[TAG] = number
+        self.collates = statement.find(exp.Collate) is not None
         self.originals = {found.meta[TAG]: found for found in null_calls(statement).find_all(exp.Select)}
 
 

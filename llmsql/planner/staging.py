@@ -9,6 +9,7 @@ from sqlglot import exp
 from llmsql.functions import Call
 from llmsql.planner.calls import ParsedCall, calls_in, is_constant
 from llmsql.planner.clauses import clause_of, table_named
+from llmsql.planner.exact import same_value
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.guards import any_guard, guard
 from llmsql.planner.hazards import attempt, holds_or_raises, may_raise
@@ -197,7 +198,8 @@ class Staging:
             value = argument.copy()
             if may_be_missing and may_raise(value, self.scope.is_text):
                 value = attempt(value)
-            equal.append(exp.NullSafeEQ(this=value, expression=exp.column(key, table=stage.name)))
+            answered = exp.column(key, table=stage.name)
+            equal.append(same_value(value, answered, by_bytes=self.scope.planning.by_bytes))
         self.scope.answers.add(stage.name)
         join_answers(self.scope.select, table_named(stage.name), exp.and_(*equal, copy=False))
 
