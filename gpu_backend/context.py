@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .errors import ModelError
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 _DEPENDS = "the positions of models with {kind} scaling depend on the longest row of the batch"
@@ -29,7 +31,23 @@ def read_context(model: PreTrainedModel) -> Context:
     row, so a row's answer would depend on the batch, and a prefix on who shares it. Up to the unscaled length they are
     fixed. (Alone, a longer row would be turned by its own length, and could share nothing with rows of another length.)
     """
-    config = model.config.get_text_config()
+    return context_of(model.config)
+
+
+def load_context(source: str, *, trust_remote_code: bool = False) -> Context:
+    """The context of a model folder or hub id, read from its configuration alone; raises ModelError."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"cannot read the configuration of {source!r}: {error}") from error
+    return context_of(config)
+
+
+def context_of(model_config: PretrainedConfig) -> Context:
+    """As `read_context`, from a model's configuration."""
+    config = model_config.get_text_config()
     length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if not length:
         return Context(None)

@@ -34,6 +34,11 @@ def answer_arguments(
     fields = fields_table(columns[function.leading :], [])
     if not fields.num_columns:
         raise CallError(f"{function.name} has no field to ask about: {function.usage}")
+    if function.name == "llm_agg" and not _is_list(fields.schema.types[0]):
+        raise CallError(
+            f"llm_agg is no aggregate for the SQL engine itself: give it the rows of a group as a list, such as "
+            f"llm_agg('…', list({{'name': name}})), not {fields.schema.types[0]}"
+        )
     prompts = columns[0]
     if pa.types.is_nested(prompts.type):
         raise CallError(f"{function.name}: the prompt must be a text, not {prompts.type}: {function.usage}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from llmsql.estimate import Estimate
 from llmsql.functions import Call
+from llmsql.list_prompts import ListPrompts
 from llmsql.optimizer import Cells, Ordering, arrange_items, encode, prefix_hits, reorder
 from llmsql.prompt import DATA_CLOSE, DATA_OPEN, Template, parse_template, question
 from llmsql.settings import Settings
@@ -17,29 +19,24 @@ from llmsql.settings import Settings
 if TYPE_CHECKING:
     from llmsql.gpu_backend import PromptTokenizer
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a batch will cost: rows, tokens of their prompts, and how many of those will have to be computed."""
-
-    rows: int
-    prompt_tokens: int
-    computed_tokens: int
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the prompt tokens in prefixes that an earlier prompt had, 0 to 1."""
-        return 1 - self.computed_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+TOKENIZED_AT_A_TIME = 4096
 
 
 def prepare_prompts(
-    call: Call, fields: pa.Table, tokenizer: PromptTokenizer, settings: Settings
-) -> FreePrompts | PlacedPrompts:
+    call: Call,
+    fields: pa.Table,
+    tokenizer: PromptTokenizer,
+    settings: Settings,
+    tick: Callable[[], None] = lambda: None,
+) -> FreePrompts | PlacedPrompts | ListPrompts:
     """The prompts of `call` for every row of `fields`, one batch; iterate for (row, token ids) as the engine sees them.
 
-    Each distinct cell is tokenized here, once; whole prompts only while they are iterated.
+    Each distinct cell is tokenized here, once; whole prompts only while they are iterated. `tick` is called now and
+    again; what it raises ends the work.
     """
     assert call.prompt is not None
+    if call.is_aggregate:
+        return ListPrompts.of(call, fields, tokenizer)
     template = parse_template(call.prompt, fields.column_names)
     if template is not None:
         return PlacedPrompts(call, template, fields, tokenizer, sort=settings.reorder)
@@ -49,13 +46,22 @@ def prepare_prompts(
         ordering = reorder(fields, unordered=call.unordered)
         fields = arrange_items(fields, ordering)
     cells = encode(fields)
-    tokens = [tokenizer.encode_cells(texts.to_pylist()) for texts in cells.texts]
+    tokens = [_tokenized(texts.to_pylist(), tokenizer, tick) for texts in cells.texts]
     lengths = [np.fromiter((len(ids) for ids in column), np.int64, len(column)) for column in tokens]
     cells = cells.with_lengths(lengths)
     opening = question(call.prompt, call.wanted) + DATA_OPEN
     ordering = order(cells, call, settings) if ordering is None else ordering
     head, tail = tokenizer.chat_frame(call.system, opening=opening, closing=DATA_CLOSE)
     return FreePrompts(cells, tokens, ordering, opening, tokenizer, call.system, head, tail)
+
+
+def _tokenized(texts: list[str], tokenizer: PromptTokenizer, tick: Callable[[], None]) -> list[np.ndarray]:
+    """The tokens of each text; in parts, since a part cannot be interrupted."""
+    tokens: list[np.ndarray] = []
+    for start in range(0, len(texts), TOKENIZED_AT_A_TIME):
+        tick()
+        tokens += tokenizer.encode_cells(texts[start : start + TOKENIZED_AT_A_TIME])
+    return tokens
 
 
 def order(cells: Cells, call: Call, settings: Settings) -> Ordering:

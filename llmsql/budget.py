@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from llmsql.batch_prompts import Estimate
 from llmsql.errors import BudgetError
+from llmsql.estimate import Estimate
 from llmsql.functions import Call
-from llmsql.model import Answer, Model
+from llmsql.model import Answer, Measure, Model, answering, measure
 from llmsql.settings import Settings
 from llmsql.statistics import StageStatistics
 
@@ -101,20 +101,31 @@ class BudgetedModel:
         estimate = getattr(self.model, "estimate", None)
         if budget.max_tokens is not None and estimate is not None:
             budget.expect_tokens(call, estimate(call, fields, settings))
-        answers = iter(self.model.answer(call, fields, settings, statistics))
         counted = statistics.computed_tokens + statistics.output_tokens
+
+        def count() -> None:
+            nonlocal counted
+            now = statistics.computed_tokens + statistics.output_tokens
+            budget.tokens += now - counted
+            counted = now
+
+        def watch() -> None:
+            count()
+            budget.check(call)
+
+        statistics.watchers.append(watch)
         try:
-            for answer in answers:
-                now = statistics.computed_tokens + statistics.output_tokens
-                budget.tokens += now - counted
-                counted = now
-                yield answer
-                budget.check(call)
+            with answering(self.model, call, fields, settings, statistics) as answers:
+                for answer in answers:
+                    yield answer
+                    watch()
         finally:
-            budget.tokens += statistics.computed_tokens + statistics.output_tokens - counted
-            close = getattr(answers, "close", None)
-            if close is not None:
-                close()
+            statistics.watchers.remove(watch)
+            count()
+
+    def measure(self, call: Call, name: str, items: pa.Array, settings: Settings) -> Measure:
+        """As the model measures."""
+        return measure(self.model, call, name, items, settings)
 
     def close(self) -> None:
         """Close the model."""

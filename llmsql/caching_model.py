@@ -12,7 +12,7 @@ import pyarrow as pa
 from llmsql.answers import parse_answer
 from llmsql.cache_keys import row_keys
 from llmsql.functions import Call
-from llmsql.model import Answer, Model
+from llmsql.model import Answer, Measure, Model, answering, measure
 from llmsql.result_cache import CachedAnswer, ResultCache
 from llmsql.settings import Settings
 from llmsql.statistics import StageStatistics
@@ -56,18 +56,19 @@ class CachingModel:
             return
         rest = fields if len(missing) == len(keys) else fields.take(pa.array(missing))
         writer = _Writer(self.cache, self.fingerprint)
-        answers = iter(self.model.answer(call, rest, settings, statistics))
         try:
-            for answer in answers:
-                row = int(missing[answer.row])
-                if answer.error is None and _is_value(call, answer):
-                    writer.add(keys[row], CachedAnswer(answer.text or "", answer.truncated))
-                yield Answer(row, answer.text, answer.error, answer.truncated)
+            with answering(self.model, call, rest, settings, statistics) as answers:
+                for answer in answers:
+                    row = int(missing[answer.row])
+                    if answer.error is None and _is_value(call, answer):
+                        writer.add(keys[row], CachedAnswer(answer.text or "", answer.truncated))
+                    yield Answer(row, answer.text, answer.error, answer.truncated)
         finally:
             writer.close()
-            close = getattr(answers, "close", None)
-            if close is not None:
-                close()
+
+    def measure(self, call: Call, name: str, items: pa.Array, settings: Settings) -> Measure:
+        """As the model measures."""
+        return measure(self.model, call, name, items, settings)
 
     def close(self) -> None:
         """Close the model."""

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 
-from llmsql.batch_prompts import Estimate, FreePrompts, prepare_prompts
+from llmsql.batch_prompts import FreePrompts, prepare_prompts
 from llmsql.errors import ModelError
+from llmsql.estimate import Estimate
 from llmsql.functions import Call
-from llmsql.model import Answer
+from llmsql.list_prompts import ListFrame, item_lines
+from llmsql.model import Answer, Measure
+from llmsql.optimizer import encode
 from llmsql.settings import Settings
 from llmsql.statistics import StageStatistics
 
 if TYPE_CHECKING:
     from llmsql.gpu_backend import Completion, Engine, Grammar, PromptTokenizer, Request
+    from llmsql.gpu_backend.context import Context
 
 
 class EmbeddedModel:
@@ -30,6 +34,7 @@ class EmbeddedModel:
         self._options = engine_options
         self._engine: Engine | None = None
         self._tokenizer: PromptTokenizer | None = None  # only where the weights were not needed
+        self._context: Context | None = None
         self._lock = threading.Lock()
 
     @property
@@ -56,12 +61,19 @@ class EmbeddedModel:
         engine = self.engine
         try:
             started = time.perf_counter()
-            prompts = prepare_prompts(call, fields, engine.tokenizer, settings)
+            prompts = prepare_prompts(call, fields, engine.tokenizer, settings, statistics.tick)
             statistics.reorder_seconds += time.perf_counter() - started
             if statistics.predicted_hit_rate is None and isinstance(prompts, FreePrompts):
                 statistics.predicted_hit_rate = prompts.estimate().hit_rate
-            meter = _Meter(engine, statistics)
-            completions = cast("Generator[Completion, None, None]", engine.generate(_requests(call, prompts, settings)))
+            meter = _Meter(statistics)
+            requests = _requests(call, prompts, settings)
+
+            def on_step() -> None:
+                meter.read()
+                statistics.tick()
+
+            running = engine.generate(requests, stats=meter.stats, on_step=on_step)
+            completions = cast("Generator[Completion, None, None]", running)
             try:
                 for completion in completions:
                     assert isinstance(completion.id, int)
@@ -90,6 +102,30 @@ class EmbeddedModel:
             return prepare_prompts(call, fields, self._tokenizer_alone(), settings).estimate()
         except EngineError as problem:
             raise ModelError(str(problem)) from problem
+
+    def measure(self, call: Call, name: str, items: pa.Array, settings: Settings) -> Measure:
+        """In tokens: what the context holds beside the frame of the prompt and the longest answer.
+
+        Raises:
+            ModelError: the model has no tokenizer or configuration that can be read.
+        """
+        from llmsql.gpu_backend import EngineError
+        from llmsql.gpu_backend.context import load_context
+
+        try:
+            tokenizer = self._tokenizer_alone()
+            cells = encode(pa.table({"": items}))
+            tokens = tokenizer.encode_cells(item_lines(cells))
+            sizes = [len(tokens[code]) for code in cells.codes[:, 0]]
+            if self._context is None:
+                self._context = load_context(self.name, trust_remote_code=bool(self._options.get("trust_remote_code")))
+            if self._context.length is None:
+                return Measure(None, sizes)
+            frame = ListFrame.of(call, name, tokenizer)
+        except EngineError as problem:
+            raise ModelError(str(problem)) from problem
+        around = len(frame.head) + len(frame.tail) + call.output_tokens(settings.max_output_tokens)
+        return Measure(self._context.length - around, sizes)
 
     def _tokenizer_alone(self) -> PromptTokenizer:
         from llmsql.gpu_backend.tokenizer import load_tokenizer
@@ -141,17 +177,19 @@ def _grammar(call: Call) -> Grammar | None:
 
 
 class _Meter:
-    """Carries the engine's counters over into a stage's statistics while it runs."""
+    """Carries the engine's counters of one call over into a stage's statistics while it runs."""
 
-    def __init__(self, engine: Engine, statistics: StageStatistics):
-        self._engine = engine
+    def __init__(self, statistics: StageStatistics):
+        from llmsql.gpu_backend import EngineStats
+
+        self.stats = EngineStats()
         self._statistics = statistics
-        self._before = engine.stats.snapshot()
+        self._before = self.stats.snapshot()
         self._seconds = time.perf_counter()
 
     def read(self) -> None:
-        done, now = self._engine.stats.difference(self._before), time.perf_counter()
-        self._before = self._engine.stats.snapshot()
+        done, now = self.stats.difference(self._before), time.perf_counter()
+        self._before = self.stats.snapshot()
         self._statistics.prompt_tokens += done.prompt_tokens
         self._statistics.computed_tokens += done.computed_tokens
         self._statistics.output_tokens += done.output_tokens

@@ -54,11 +54,17 @@ FUNCTIONS: dict[str, Function] = {
             "a schema",
         ),
         Function("llm_score", "DOUBLE", 1, "llm_score(prompt, field…)", ("min", "max", *COMMON_OPTIONS)),
+        Function(
+            "llm_agg",
+            "VARCHAR",
+            1,
+            "llm_agg(prompt, field…)",
+            ("max_tokens", "temperature", "seed", "distinct_rows", "system", "on_error", "reorder", "model"),
+        ),
     )
 }
 # Named by the design and by peers, but not built yet: said so by name instead of "unknown option".
 PLANNED_OPTIONS = ("adapter",)
-PLANNED_FUNCTIONS = ("llm_agg",)
 FILTER_CHOICES = ("Yes", "No")
 SCORES = (0.0, 10.0)
 MAX_SCORE_LABELS = 101  # whole numbers are compared as labels up to so many; beyond, the number is written
@@ -73,6 +79,7 @@ class Call:
     `choices` are the texts the answer is constrained to, or None for free text.
     `return_type` is the SQL type of the value when it is not the function's own; `schema` the JSON schema that the
     answer is constrained to, `regex` a regular expression, `minimum` and `maximum` the bounds of a score.
+    `distinct_rows`: llm_agg shows equal rows of a group once.
     """
 
     function: str
@@ -91,6 +98,12 @@ class Call:
     minimum: float | None = None
     maximum: float | None = None
     unordered: tuple[str, ...] = ()
+    distinct_rows: bool = False
+
+    @property
+    def is_aggregate(self) -> bool:
+        """Whether it is asked about the rows of a group: its first field is a list of them, the others name it."""
+        return self.function == "llm_agg"
 
     @property
     def sql_type(self) -> str:
@@ -137,6 +150,7 @@ class Call:
         """The options that a `Model` sees: function, choices and those the user set."""
         shown = asdict(self)
         del shown["prompt"], shown["on_error"], shown["reorder"], shown["model"], shown["unordered"]
+        del shown["distinct_rows"]
         if self.choices is not None:
             shown["choices"] = list(self.choices)
         if self.schema is not None:
@@ -263,6 +277,7 @@ _OPTION_CHECKS: tuple[tuple[str, Any, str], ...] = (
     ("model", lambda v: isinstance(v, str), "a model's name"),
     ("on_error", lambda v: v in ("null", "fail"), "'null' or 'fail'"),
     ("reorder", lambda v: isinstance(v, bool), "true or false"),
+    ("distinct_rows", lambda v: isinstance(v, bool), "true or false"),
 )
 
 

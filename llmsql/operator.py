@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmsql.answers import arrow_type, parse_answer
-from llmsql.errors import RowError
+from llmsql.answers import arrow_type
+from llmsql.asking import outcomes, record_failure
 from llmsql.functions import Call
 from llmsql.model import Model
+from llmsql.reduction import reduce_groups
 from llmsql.settings import Settings
 from llmsql.statistics import StageStatistics
 
@@ -35,7 +37,7 @@ def evaluate(
 
     Args:
         call: what to ask.
-        fields: one column per field, [rows].
+        fields: one column per field, [rows]; of an aggregate, a list of the rows of each group, then what names it.
         model: who answers.
         settings: the session's settings.
         statistics: counters to add to; `asked` and the failures are counted here.
@@ -46,11 +48,12 @@ def evaluate(
         RowError: a row failed and `on_error` is 'fail'.
     """
     values: list[Any] = [None] * fields.num_rows
-    groups = _by_prompt(call, fields, prompts)
+    groups = _by_prompt(call, fields.select([0]) if call.is_aggregate else fields, prompts)
     if on_progress is not None:
         on_progress(fields.num_rows - sum(len(rows) for _, rows in groups))
     for prompted, rows in groups:
-        _answer_rows(prompted, fields, rows, values, model, settings, statistics, on_progress)
+        answer = reduce_groups if prompted.is_aggregate else _answer_rows
+        answer(prompted, fields, rows, values, model, settings, statistics, on_progress)
     return pa.array(values, arrow_type(call))
 
 
@@ -93,34 +96,13 @@ def _answer_rows(
             bounds = np.searchsorted(unique.inverse[by_distinct], np.arange(len(unique.first) + 1))
             copies = np.split(by_distinct, bounds[1:-1])
             asked = asked.take(pa.array(unique.first))
-    on_error = call.on_error or settings.on_error
-    for answer in model.answer(call, asked, settings, statistics):
-        statistics.cached += answer.cached
-        statistics.asked += not answer.cached
-        targets = rows[answer.row : answer.row + 1] if copies is None else rows[copies[answer.row]]
-        value, error = None, answer.error
-        if error is None and answer.truncated and not call.is_free:
-            error = (
-                f"the answer was cut after {call.output_tokens(settings.max_output_tokens)} tokens: raise max_tokens"
-            )
-        if error is None:
-            assert answer.text is not None
-            try:
-                value = parse_answer(call, answer.text)
-            except ValueError as problem:
-                error = str(problem)
-        if error is not None:
-            shown = asked.slice(answer.row, 1).to_pylist()[0]
-            if on_error == "fail":
-                raise RowError(f"{call.function} failed: {error}; the row: {_row_text(shown)}")
-            statistics.add_failure(shown, error)
-        statistics.truncated += answer.truncated
-        for target in targets:
-            values[target] = value
-        if on_progress is not None:
-            on_progress(len(targets))
-
-
-def _row_text(values: dict[str, Any]) -> str:
-    text = ", ".join(f"{name}={str(value)[:80]!r}" for name, value in values.items())
-    return text if len(text) <= 400 else text[:397] + "..."
+    with closing(outcomes(call, asked, model, settings, statistics)) as found:
+        for outcome in found:
+            targets = rows[outcome.row : outcome.row + 1] if copies is None else rows[copies[outcome.row]]
+            if outcome.error is not None:
+                shown = asked.slice(outcome.row, 1).to_pylist()[0]
+                record_failure(call, shown, outcome.error, settings, statistics)
+            for target in targets:
+                values[target] = outcome.value
+            if on_progress is not None:
+                on_progress(len(targets))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from llmsql.fingerprint import function_fingerprint
 from llmsql.functions import Call
-from llmsql.model import Answer
+from llmsql.model import Answer, Measure
 from llmsql.settings import Settings
 from llmsql.statistics import StageStatistics
 
@@ -20,7 +21,8 @@ class FakeModel:
 
     `fields` holds the fields that are not NULL; `options` the call's function, choices and options. `calls` counts the
     rows asked over the model's life. `connect(cache=…)` keeps its answers under `fingerprint`, by default a digest of
-    the function's code.
+    the function's code. `context`, if given, is how many characters of JSON the rows of a group may have together
+    before llm_agg asks about them in parts.
 
     >>> import llmsql
     >>> from llmsql.testing import FakeModel
@@ -33,9 +35,14 @@ class FakeModel:
     """
 
     def __init__(
-        self, fn: Callable[[str, dict[str, object], dict[str, Any]], str], *, fingerprint: bytes | None = None
+        self,
+        fn: Callable[[str, dict[str, object], dict[str, Any]], str],
+        *,
+        fingerprint: bytes | None = None,
+        context: int | None = None,
     ):
         self.fn = fn
+        self.context = context
         self.calls = 0
         self.fingerprint = function_fingerprint(fn) if fingerprint is None else fingerprint
         self._lock = threading.Lock()
@@ -47,6 +54,8 @@ class FakeModel:
             with self._lock:
                 self.calls += 1
             shown = {name: value for name, value in values.items() if value is not None}
+            if call.is_aggregate:
+                shown = {name: [_without_nulls(item) for item in items] for name, items in shown.items()}
             try:
                 text = self.fn(call.prompt, shown, call.options())
             except Exception as problem:
@@ -57,13 +66,23 @@ class FakeModel:
             else:
                 yield Answer(row, None, f"the model function returned {text!r}, not a text")
 
+    def measure(self, call: Call, name: str, items: pa.Array, settings: Settings) -> Measure:
+        """In characters of JSON, against `context`."""
+        shown = (_without_nulls(item) for item in items.to_pylist())
+        return Measure(self.context, [len(json.dumps(item, ensure_ascii=False, default=str)) for item in shown])
+
     def __getstate__(self) -> dict[str, Any]:
         """All but the lock, so that the model can travel to a Spark worker, where it counts for itself."""
-        return {"fn": self.fn, "calls": self.calls, "fingerprint": self.fingerprint}
+        return {"fn": self.fn, "calls": self.calls, "fingerprint": self.fingerprint, "context": self.context}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["fn"], fingerprint=state["fingerprint"])  # type: ignore[misc]
+        self.__init__(state["fn"], fingerprint=state["fingerprint"], context=state["context"])  # type: ignore[misc]
         self.calls = state["calls"]
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def _without_nulls(item: Any) -> Any:
+    """A row of a group without the fields that are NULL."""
+    return {name: value for name, value in item.items() if value is not None} if isinstance(item, dict) else item

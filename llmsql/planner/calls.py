@@ -9,11 +9,12 @@ from typing import Any
 from sqlglot import exp
 
 from llmsql.errors import CallError, QueryError
-from llmsql.functions import FUNCTIONS, PLANNED_FUNCTIONS, Call, make_call
+from llmsql.functions import FUNCTIONS, Call, make_call
 from llmsql.planner.catalog import Catalog
 from llmsql.prompt import parse_template
 
 POSITION = "llmsql_position"
+AGGREGATE = "llm_agg"
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,8 @@ class ParsedCall:
 
 
 def is_llm_call(node: exp.Expression) -> bool:
-    """Whether the node calls one of our functions, the ones still to come included."""
-    return isinstance(node, exp.Anonymous) and (
-        node.name.lower() in FUNCTIONS or node.name.lower() in PLANNED_FUNCTIONS
-    )
+    """Whether the node calls one of our functions."""
+    return isinstance(node, exp.Anonymous) and node.name.lower() in FUNCTIONS
 
 
 def has_llm_call(node: exp.Expression) -> bool:
@@ -65,7 +64,9 @@ def call_text(node: exp.Expression, dialect: str) -> str:
     for found in node.find_all(exp.Anonymous):
         if is_llm_call(found):
             text = text.replace(f"{found.name.upper()}(", f"{found.name.lower()}(")
-    return text
+    return text.replace(f"{AGGREGATE}(distinct_rows := TRUE, ", f"{AGGREGATE}(DISTINCT ").replace(
+        ",  ORDER BY", " ORDER BY"
+    )
 
 
 def parse_call(node: exp.Anonymous, catalog: Catalog, star: Callable[[exp.Expression], list[exp.Column]]) -> ParsedCall:
@@ -94,10 +95,14 @@ def _parse_call(
     node: exp.Anonymous, catalog: Catalog, star: Callable[[exp.Expression], list[exp.Column]]
 ) -> ParsedCall:
     name = node.name.lower()
-    if name in PLANNED_FUNCTIONS:
-        raise CallError(f"{name} is not available in this version of llmsql")
     function = FUNCTIONS[name]
     positional = [argument for argument in node.expressions if not is_option(argument)]
+    if name == AGGREGATE:
+        positional = [argument for argument in positional if not isinstance(argument, exp.Order)]
+    elif any(isinstance(argument, (exp.Order, exp.Distinct)) for argument in positional):
+        raise CallError(
+            f"{name} is asked about each row, so DISTINCT and ORDER BY have no place in it; llm_agg has them"
+        )
     options = _options(node, name, catalog)
     if len(positional) < function.leading:
         wanted = "a prompt" if function.second is None else f"a prompt and {function.second}"
@@ -111,7 +116,7 @@ def _parse_call(
     if not fields:
         raise CallError(f"{name} has no field to ask about: {function.usage}")
     call = make_call(name, prompt, second, options)
-    if prompt is not None:
+    if prompt is not None and name != AGGREGATE:
         parse_template(prompt, [field for field, _ in fields])
     return ParsedCall(call, prompt_expression, fields)
 

@@ -17,7 +17,7 @@ def name_calls(scope: Scope) -> None:
     Raises:
         CallError: a call is written wrongly.
     """
-    _name_outputs(scope)
+    name_outputs(scope.select, scope.catalog.dialect)
     for node in scope.calls():
         node.meta.setdefault(TEXT, call_text(node, scope.catalog.dialect))
     _expand_aliases(scope)
@@ -25,11 +25,11 @@ def name_calls(scope: Scope) -> None:
         _name_arguments(scope, node)
 
 
-def _name_outputs(scope: Scope) -> None:
+def name_outputs(select: exp.Select, dialect: str) -> None:
     """Give a result column that holds a call the call's text as its name, as DuckDB would."""
-    for item in scope.select.expressions:
+    for item in select.expressions:
         if not isinstance(item, exp.Alias) and calls_in(item):
-            item.replace(exp.alias_(item, call_text(item, scope.catalog.dialect), quoted=True))
+            item.replace(exp.alias_(item, call_text(item, dialect), quoted=True))
 
 
 def _expand_aliases(scope: Scope) -> None:

@@ -12,7 +12,7 @@ from sqlglot.errors import SqlglotError
 from sqlglot.tokens import TokenType
 
 from llmsql.errors import QueryError
-from llmsql.planner.calls import POSITION, is_llm_call
+from llmsql.planner.calls import AGGREGATE, POSITION, is_llm_call
 
 MENTIONS_CALL = re.compile(r"\bllm(_\w+)?\s*\(", re.IGNORECASE)
 ERRORS_FUNCTION = "llm_errors"
@@ -56,10 +56,12 @@ def split_statements(sql: str, dialect: str) -> list[str]:
 def parse_statement(sql: str, dialect: str) -> exp.Expression:
     """Parse one statement; positional parameters become named ones, see `name_parameters`.
 
+    ORDER BY becomes an argument of its own in llm_agg, and DISTINCT an option.
+
     Raises:
         QueryError: the text does not parse; the message says where.
     """
-    named, shifts = _name_positional(sql, dialect)
+    named, shifts = _written_for_sqlglot(sql, dialect)
     try:
         trees = [tree for tree in sqlglot.parse(named, dialect=dialect) if tree is not None]
     except SqlglotError as problem:
@@ -99,19 +101,36 @@ def parameters_of(tree: exp.Expression, values: Mapping[str, Any]) -> dict[str, 
     return {name: value for name, value in values.items() if name in names}
 
 
-def _name_positional(sql: str, dialect: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text with `?` named in order, and (position in the new text, characters added) for each."""
+def _written_for_sqlglot(sql: str, dialect: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text as sqlglot can parse it, and (position in the new text, characters added) for each change.
+
+    `?` is named in order. In llm_agg, `x AS name ORDER BY y` becomes `x AS name, ORDER BY y`.
+    """
     pieces: list[str] = []
     shifts: list[tuple[int, int]] = []
-    last = added = 0
-    for token in _tokens(sql, dialect):
-        if token.token_type != TokenType.PLACEHOLDER or token.text != "?":
+    parameters = added = last = 0
+    inside = [False]  # for each open parenthesis, whether it is that of llm_agg
+    tokens = _tokens(sql, dialect)
+    for before, token in zip([None, *tokens], tokens):
+        start, end, text = token.start, token.end + 1, None
+        if token.token_type == TokenType.L_PAREN:
+            inside.append(before is not None and before.text.lower() == AGGREGATE)
+        elif token.token_type == TokenType.R_PAREN:
+            inside = inside[:-1] or [False]
+        elif token.token_type == TokenType.PLACEHOLDER and token.text == "?":
+            parameters += 1
+            text = f"${PARAMETER}{parameters}"
+        elif inside[-1] and token.token_type == TokenType.DISTINCT and before.token_type == TokenType.L_PAREN:
+            text = "distinct_rows := true, "
+        elif inside[-1] and token.token_type == TokenType.ORDER_BY and before.token_type != TokenType.COMMA:
+            text, end = ", ", start
+        if text is None:
             continue
-        name = f"${PARAMETER}{len(shifts) + 1}"
-        pieces += [sql[last : token.start], name]
-        shifts.append((token.start + added, len(name) - 1))
-        added += len(name) - 1
-        last = token.end + 1
+        pieces += [sql[last:start], text]
+        longer = len(text) - (end - start)
+        shifts.append((start + added, longer))
+        added += longer
+        last = end
     return "".join([*pieces, sql[last:]]), shifts
 
 

@@ -12,6 +12,7 @@ from llmsql.planner.calls import call_text, has_llm_call, is_llm_call, is_option
 from llmsql.planner.catalog import Catalog
 from llmsql.planner.clauses import attach_ctes, is_star, over_sources, visible_ctes
 from llmsql.planner.creates import ask_nothing_reason
+from llmsql.planner.group_calls import write_group_calls
 from llmsql.planner.plan import InPlace, Plan
 from llmsql.planner.planning import IN_PLACE_PREFIX, TAG, TYPE, Planning, Switches, call_type, in_place_call, null_calls
 from llmsql.planner.restating import restate
@@ -39,6 +40,7 @@ def plan_statement(
         QueryError: the statement does not bind.
     """
     note_types(statement, catalog)
+    write_group_calls(statement, catalog)
     nothing = ask_nothing_reason(statement, catalog)
     reading: Reading | str | None = None
     check_writing(statement, catalog)
@@ -136,7 +138,10 @@ def _check_arguments(node: exp.Anonymous, original: exp.Select, catalog: Catalog
     alone = over_sources(original, [exp.Literal.number(1)], [], visible_ctes(original))
     if not catalog.binds(alone):
         return
-    alone.set("expressions", [argument.unalias().copy() for argument in _row_arguments(node)])
+    arguments = [argument.unalias().copy() for argument in _row_arguments(node)]
+    if any(argument.find(exp.AggFunc) for argument in arguments):  # grouping is not their own
+        arguments = [column for argument in arguments for column in argument.find_all(exp.Column)] or [exp.null()]
+    alone.set("expressions", arguments)
     try:
         catalog.columns(null_calls(alone))
     except QueryError as problem:

@@ -1,0 +1,19 @@
+"""What a batch of prompts will cost, before it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a batch will cost: rows, tokens of their prompts, and how many of those will have to be computed."""
+
+    rows: int
+    prompt_tokens: int
+    computed_tokens: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompt tokens in prefixes that an earlier prompt had, 0 to 1."""
+        return 1 - self.computed_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
