@@ -6,11 +6,12 @@ from sqlglot import exp
 
 from llmsql.planner.calls import own_calls
 from llmsql.planner.groups_first import group_first
+from llmsql.planner.outer_joins import pairs_first
 from llmsql.planner.planning import Planning
 from llmsql.planner.scope import Scope
 from llmsql.planner.windows_first import windows_first
 
-REWRITES = (group_first, windows_first)
+REWRITES = (pairs_first, group_first, windows_first)
 
 
 def restate(statement: exp.Expression, planning: Planning) -> None:
@@ -21,5 +22,5 @@ def restate(statement: exp.Expression, planning: Planning) -> None:
     """
     for select in reversed(list(statement.find_all(exp.Select))):
         for rewrite in REWRITES:
-            if own_calls(select) and rewrite(Scope(select, planning)):
+            while own_calls(select) and rewrite(Scope(select, planning)):
                 planning.note_originals(statement)

@@ -75,7 +75,7 @@ class Scope:
                 parts.rest.append(predicate)
             elif (
                 (parts.asking or parts.rest)
-                and not _joins_sources(predicate)
+                and not joins_sources(predicate)
                 and may_raise(_without_queries(predicate), self.is_text)
             ):
                 parts.rest.append(predicate)
@@ -199,7 +199,7 @@ NUMBERS_AND_DATES = (
 )
 
 
-def _joins_sources(predicate: exp.Expression) -> bool:
+def joins_sources(predicate: exp.Expression) -> bool:
     """Whether the predicate equates columns of two sources: the SQL engine joins by it before all else."""
     if not isinstance(predicate, exp.EQ):
         return False

@@ -15,6 +15,7 @@ from llmsql.planner.clauses import conjuncts
 from llmsql.planner.filters import stage_together
 from llmsql.planner.in_place import leave_what_must_stay
 from llmsql.planner.naming import name_calls
+from llmsql.planner.outer_joins import asking_conditions, is_filter
 from llmsql.planner.planning import Planning
 from llmsql.planner.scope import Scope
 from llmsql.planner.staging import Staging
@@ -50,12 +51,13 @@ def plan_select(select: exp.Select, planning: Planning) -> None:
 
 def _move_inner_join_calls(scope: Scope) -> None:
     """A predicate of an inner join that asks the model is one of WHERE, where it comes after the cheap ones."""
-    for join in scope.select.args.get("joins") or []:
+    joins = scope.select.args.get("joins") or []
+    for index, join in enumerate(joins):
         condition = join.args.get("on")
-        if condition is None or join.side or join.kind not in ("", "INNER") or not calls_in(condition):
+        if condition is None or not is_filter(join, joins[index + 1 :]) or not calls_in(condition):
             continue
-        kept = [conjunct for conjunct in conjuncts(condition) if not calls_in(conjunct)]
-        for conjunct in conjuncts(condition):
-            if calls_in(conjunct):
-                scope.select.where(conjunct.copy(), copy=False)
+        asking = asking_conditions(scope, condition)
+        kept = [conjunct for conjunct in conjuncts(condition) if not any(conjunct is one for one in asking)]
+        for conjunct in asking:
+            scope.select.where(conjunct.copy(), copy=False)
         join.set("on", exp.and_(*kept) if kept else exp.true())
