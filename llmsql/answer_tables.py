@@ -89,6 +89,10 @@ class AnswerTables:
         finally:
             self.run(f"DROP TABLE {more}", {})
 
+    def table_of(self, stage: Stage) -> AnswerTable:
+        """Where the answers of a stage are, which ran before."""
+        return self._by_stage[stage.name]
+
     def missing(self, stage: Stage) -> int:
         """How many tuples of the stage's input, as it is now, nobody asked about yet; the stage ran before."""
         table = self._by_stage[stage.name]

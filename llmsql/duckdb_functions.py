@@ -11,6 +11,7 @@ from collections.abc import Callable
 import duckdb
 import pyarrow as pa
 
+from llmsql.answers import arrow_type
 from llmsql.arguments import answer_arguments, fields_table, sql_texts
 from llmsql.budget import Budget
 from llmsql.functions import FUNCTIONS, Call, Function
@@ -40,6 +41,7 @@ class ChunkFunctions:
         self._connection = weakref.ref(connection)
         self._budget: Budget | None = None
         self._watchers: list[Callable[[], None]] = []
+        self._silent = False
         self._by_call: dict[Call, StageStatistics] = {}
         self._lock = threading.Lock()
         self.names: list[str] = []
@@ -49,12 +51,18 @@ class ChunkFunctions:
             for prefix in (IN_PLACE_PREFIX, self.in_place_prefix):
                 self._create(connection, prefix + function.name, self._in_place, function)
 
-    def start(self, statistics: QueryStatistics, budget: Budget | None, watch: Callable[[], None]) -> None:
-        """Count into `statistics` and spend from `budget` from now on; `watch` is called while the model works."""
+    def start(
+        self, statistics: QueryStatistics, budget: Budget | None, watch: Callable[[], None], *, silent: bool = False
+    ) -> None:
+        """Count into `statistics` and spend from `budget` from now on; `watch` is called while the model works.
+
+        `silent`: no model is asked, all answers are NULL.
+        """
         with self._lock:
             self.statistics, self._by_call, self.error = statistics, {}, None
             self._budget = budget
             self._watchers = [watch]
+            self._silent = silent
 
     def remove(self) -> None:
         """Take the functions off the connection; nothing happens when it is gone or closed already."""
@@ -102,6 +110,8 @@ class ChunkFunctions:
         return sql_texts(call, self._evaluate(call, fields_table(named.columns, named.column_names), prompts))
 
     def _evaluate(self, call: Call, fields: pa.Table, prompts: pa.ChunkedArray) -> pa.Array:
+        if self._silent:
+            return pa.nulls(fields.num_rows, arrow_type(call))
         name = f"{call.function}({call.prompt or '…'})"
         statistics = StageStatistics(call=name, place="in place", watchers=[*self._watchers])
         try:

@@ -73,6 +73,17 @@ class PlanRunner:
             return self._run(sql, {})
         return self._run(sql, parameters_of(sqlglot.parse_one(sql, dialect="duckdb"), self._parameters))
 
+    def explain(self, final_sql: str, *, analyze: bool = False) -> list[tuple[str, str]]:
+        """DuckDB's plan of the final statement as (key, text); with `analyze` it is run."""
+        tree = sqlglot.parse_one(final_sql, dialect="duckdb")
+        parameters = parameters_of(tree, self._parameters) if self._parameters else {}
+        rows = self._run(f"EXPLAIN {'ANALYZE ' if analyze else ''}{final_sql}", parameters)
+        return [(str(key), str(text)) for key, text in rows]
+
+    def counted(self) -> dict[str, StageStatistics]:
+        """The counters of the stages that ran, by name."""
+        return {stage.name: statistics for stage, statistics in self._stages.items()}
+
     def drop_scratch(self) -> None:
         """Drop what the steps made; the final statement must have run."""
         while self.scratch:

@@ -86,7 +86,7 @@ class FilterRunner:
     def _all_candidates(self) -> None:
         """The candidates come in an order that is random, but the same each time; so the first ones are a sample."""
         order = f" ORDER BY hash({', '.join(self.step.columns)})"
-        total = self._fill(f"SELECT * FROM ({self.step.candidates_sql}){order}", (*self.step.columns, "n"))
+        total = self.fill(f"SELECT * FROM ({self.step.candidates_sql}){order}", (*self.step.columns, "n"))
         if not self.step.choose or not self._settings.deduplicate:
             self._batch(0, max(total, 1))
             return
@@ -105,12 +105,12 @@ class FilterRunner:
         """Rows in order, in growing batches. Reading goes in growing steps too, each from the start: a source has no
         place to go on from, and what was answered is known."""
         if enough == 0:
-            self._fill(f"{self.step.candidates_sql} LIMIT 0", self.step.columns)
+            self.fill(f"{self.step.candidates_sql} LIMIT 0", self.step.columns)
             self._batch(0, 0)
             return
         cap = max(FIRST_POOL, 64 * enough)
         while True:
-            total = self._fill(f"{self.step.candidates_sql} LIMIT {cap}", self.step.columns)
+            total = self.fill(f"{self.step.candidates_sql} LIMIT {cap}", self.step.columns)
             start = passed = 0
             size = max(FIRST_ROWS, 2 * enough) if self._settings.deduplicate else max(total, 1)
             while start < max(total, 1) and (passed < enough or start == 0):
@@ -123,7 +123,7 @@ class FilterRunner:
                 return
             cap *= POOL_GROWTH
 
-    def _fill(self, sql: str, columns: tuple[str, ...]) -> int:
+    def fill(self, sql: str, columns: tuple[str, ...]) -> int:
         """Put the candidates in their table; how many there are."""
         self._run_with_parameters(
             f"CREATE OR REPLACE TEMP TABLE {self.step.name} AS SELECT row_number() OVER () - 1 AS id, * "
@@ -131,7 +131,7 @@ class FilterRunner:
         )
         return int(self._run(f"SELECT count(*) FROM {self.step.name}", {})[0][0])
 
-    def _load(self, start: int, stop: int) -> int:
+    def load(self, start: int, stop: int) -> int:
         """Make the candidates from `start` up to `stop` the batch; how many there are."""
         count = "n" if self.step.enough is None else "1 AS n"
         self._run(
@@ -144,11 +144,11 @@ class FilterRunner:
     def _try_all(self, sample: int) -> None:
         """Ask every predicate about the first candidates, to see what it costs and removes."""
         for one in self._filters:
-            self._apply(one, self._load(0, sample))
+            self._apply(one, self.load(0, sample))
 
     def _batch(self, start: int, stop: int) -> int:
         """Decide these candidates, each predicate only those that the ones before left; how many passed all."""
-        rows = self._load(start, stop)
+        rows = self.load(start, stop)
         for one in self._order(rows):
             rows = self._apply(one, rows)
         return rows

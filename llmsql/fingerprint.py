@@ -26,6 +26,18 @@ def folder_fingerprint(folder: Path, cache: ResultCache) -> bytes:
     return total.digest()
 
 
+def noted_fingerprint(name: str, cache: ResultCache) -> bytes | None:
+    """The fingerprint of a model folder or hub id whose weights were read before; None where they would have to be."""
+    folder = Path(name) if Path(name).is_dir() else hub_folder(name)
+    if folder is None:
+        return None
+    try:
+        weights = [path for path in folder.glob("*.safetensors") if cache.digest_of(*_file_state(path)) is None]
+        return None if weights else folder_fingerprint(folder, cache)
+    except OSError:
+        return None
+
+
 def hub_folder(name: str) -> Path | None:
     """Where a model of the hub lies on this machine, or None when it was not fetched yet."""
     from huggingface_hub import try_to_load_from_cache
@@ -46,17 +58,21 @@ def function_fingerprint(function: Callable[..., object]) -> bytes:
 
 
 def _file_digest(path: Path, cache: ResultCache) -> bytes:
-    facts = path.stat()
-    file, state = str(path.resolve()), f"{facts.st_size}:{facts.st_mtime_ns}:{facts.st_ino}"
-    known = cache.digest_of(file, state)
+    state = _file_state(path)
+    known = cache.digest_of(*state)
     if known is not None:
         return known
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as opened:
         while part := opened.read(_READ_AT_A_TIME):
             digest.update(part)
-    cache.note_digest(file, state, digest.digest())
+    cache.note_digest(*state, digest.digest())
     return digest.digest()
+
+
+def _file_state(path: Path) -> tuple[str, str]:
+    facts = path.stat()
+    return str(path.resolve()), f"{facts.st_size}:{facts.st_mtime_ns}:{facts.st_ino}"
 
 
 def _add_code(digest: hashlib.blake2b, code: CodeType) -> None:

@@ -9,9 +9,9 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -20,10 +20,12 @@ from sqlglot import exp
 from llmsql import models
 from llmsql.answer_tables import Run
 from llmsql.budget import Budget
+from llmsql.dry_run import DryRun, DryRunner
 from llmsql.duckdb_catalog import DuckDBCatalog, shown
 from llmsql.duckdb_functions import ChunkFunctions
 from llmsql.errors import ClosedError, LlmsqlError, QueryError, SettingError
 from llmsql.execution import PlanRunner
+from llmsql.explaining import analyzed_rows, explain_rows
 from llmsql.interruption import InterruptError, Interruption
 from llmsql.model import Model
 from llmsql.planner import Plan, Switches, plan_statement
@@ -42,7 +44,9 @@ from llmsql.settings import Settings
 from llmsql.statistics import QueryStatistics
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
+T = TypeVar("T")
 ERRORS_TABLE = "llmsql_errors"  # what llm_errors() reads
+EXPLAINED_ROWS = 10_000  # of a stage at most, whose tokens EXPLAIN counts
 EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
 
 
@@ -141,6 +145,8 @@ class Session:
     def explain(self, query: str, *, params: Parameters = None) -> str:
         """The plan of a statement with LLM calls as text; nothing runs and no model is loaded.
 
+        The statement `EXPLAIN ...` shows more: it counts the rows, as `dry_run` does, and has DuckDB's own plan.
+
         Raises:
             CallError, QueryError: as `sql`.
         """
@@ -151,6 +157,20 @@ class Session:
             if not has_llm_call(tree):
                 return str(run_with_variables(partial(self._connection.sql, query), variables).explain())
             return self._plan(tree, name_parameters(params), variables, self._in_transaction()).explain()
+
+    def dry_run(self, query: str, *, params: Parameters = None) -> DryRun:
+        """What a statement would ask and cost. All its SQL runs but the final statement; no weights are loaded.
+
+        Rows that depend on answers which are not in the result cache are counted at their most. Nothing is kept.
+
+        Raises:
+            CallError, QueryError: as `sql`; ModelError: the model has no tokenizer that can be read.
+        """
+        with self._lock:
+            self._require_open()
+            variables = caller_variables()
+            tree = parse_statement(query, "duckdb")
+            return self._dry(query, tree, params, variables, lambda plan, found, runner: found)
 
     def interrupt(self) -> None:
         """Stop the statement that another thread runs on this session, within a step of the engine.
@@ -270,11 +290,13 @@ class Session:
     def _planned(
         self, text: str, tree: exp.Expression, params: Parameters, variables: dict[str, Any]
     ) -> _Result | None:
-        with self._interruption.statement():
-            return self._run_planned(text, tree, params, variables)
+        explained = EXPLAIN.match(text)
+        if explained is not None and not explained.group(1):
+            return self._text_result(self._dry(text, tree, params, variables, explain_rows, sample=EXPLAINED_ROWS))
+        return self._run_planned(text, tree, params, variables, analyze=explained is not None)
 
     def _run_planned(
-        self, text: str, tree: exp.Expression, params: Parameters, variables: dict[str, Any]
+        self, text: str, tree: exp.Expression, params: Parameters, variables: dict[str, Any], *, analyze: bool
     ) -> _Result | None:
         """The life of a query: plan, run the stages, run the final statement, clean up; all in one transaction."""
         started = time.perf_counter()
@@ -283,44 +305,80 @@ class Session:
         watch = self._interruption.check
         self._functions.start(statistics, budget, watch)
         parameters = name_parameters(params)
-        explained = EXPLAIN.match(text)
         model_for = partial(self._models.get, budget=budget)
         run = self._runner(variables)
         runner = PlanRunner(run, self._read, parameters, model_for, self.settings, statistics, watch)
-        result: _Result | None
-        own_transaction = False
-        try:
+        result: _Result | None = None
+        with self._tidied(runner, statistics) as begin:
             # Planned outside of our own transaction: an attempt to bind that fails would abort it.
             in_transaction = self._in_transaction()
             plan = self._plan(tree, parameters, variables, in_transaction)
+            begin(in_transaction)
+            statistics.plan = plan.explain()
+            runner.run_steps(plan)
+            if analyze:
+                rows = analyzed_rows(plan, runner, statistics)
+            else:
+                result = self._finish(plan, runner)
+        statistics.seconds = time.perf_counter() - started
+        self._warn(statistics)
+        return self._text_result(rows) if analyze else result
+
+    def _dry(
+        self,
+        text: str,
+        tree: exp.Expression,
+        params: Parameters,
+        variables: dict[str, Any],
+        work: Callable[[Plan, DryRun, PlanRunner], T],
+        sample: int | None = None,
+    ) -> T:
+        """Run what needs no model, in a transaction that leaves nothing behind; then `work` on what was found."""
+        watch = self._interruption.check
+        self._functions.start(QueryStatistics(), None, watch, silent=True)
+        parameters = name_parameters(params)
+        run = self._runner(variables)
+        runner = DryRunner(run, self._read, parameters, self._models.get, self.settings, watch, sample)
+        with self._tidied(runner, QueryStatistics(), keep=False) as begin:
+            in_transaction = self._in_transaction()
+            plan = self._plan(tree, parameters, variables, in_transaction)
+            begin(in_transaction)
+            return work(plan, runner.result(text, plan), runner)
+
+    @contextlib.contextmanager
+    def _tidied(
+        self, runner: PlanRunner, statistics: QueryStatistics, *, keep: bool = True
+    ) -> Iterator[Callable[[bool], None]]:
+        """While a statement runs, which can be interrupted. What the runner made is dropped; errors become ours.
+
+        The function that it gives begins a transaction, unless it is told that the user has one open; it is committed
+        at the end, or rolled back after an error, or where nothing is to be kept.
+        """
+        own_transaction = False
+
+        def begin(in_transaction: bool) -> None:
+            nonlocal own_transaction
             if not in_transaction:  # one of our own, so that stages and final statement see the same rows
                 self._connection.execute("BEGIN TRANSACTION")
                 own_transaction = True
-            statistics.plan = plan.explain()
-            if explained is not None and not explained.group(1):
-                result = self._text_result(statistics.plan)
-            else:
-                runner.run_steps(plan)
-                result = self._finish(plan, runner)
+
+        with self._interruption.statement():
+            try:
+                yield begin
                 runner.drop_scratch()
-            self._interruption.close()
-            if own_transaction:
-                self._connection.execute("COMMIT")
-        except BaseException as problem:
-            stopped = self._interruption.requested
-            self._interruption.close()
-            self._abandon(own_transaction, runner)
-            cause = self._functions.error or problem
-            if stopped:
-                raise self._stopped(statistics) from problem
-            if isinstance(cause, duckdb.Error):
-                raise QueryError(shown(cause)) from cause
-            raise cause from (problem if cause is not problem else problem.__cause__)
-        statistics.seconds = time.perf_counter() - started
-        self._warn(statistics)
-        if explained is not None and explained.group(1):
-            result = self._text_result(f"{statistics.plan}\n\n{statistics.report()}")
-        return result
+                self._interruption.close()
+                if own_transaction:
+                    self._connection.execute("COMMIT" if keep else "ROLLBACK")
+            except BaseException as problem:
+                stopped = self._interruption.requested
+                self._interruption.close()
+                self._abandon(own_transaction, runner)
+                cause = self._functions.error or problem
+                if stopped:
+                    raise self._stopped(statistics) from problem
+                if isinstance(cause, duckdb.Error):
+                    raise QueryError(shown(cause)) from cause
+                raise cause from (problem if cause is not problem else problem.__cause__)
 
     def _in_transaction(self) -> bool:
         """Whether the user has a transaction open: then two statements have the same transaction number."""
@@ -370,11 +428,10 @@ class Session:
             self._connection.executemany(f"INSERT INTO {result.name} VALUES ({marks})", rows)
         return result
 
-    def _text_result(self, text: str) -> _Result:
+    def _text_result(self, rows: list[tuple[str, str]]) -> _Result:
         result = self._new_result(["explain_key", "explain_value"])
-        self._connection.execute(
-            f"CREATE TEMP TABLE {result.name} AS SELECT 'llm_plan' AS c0, $text AS c1", {"text": text}
-        )
+        self._connection.execute(f"CREATE TEMP TABLE {result.name} (c0 VARCHAR, c1 VARCHAR)")
+        self._connection.executemany(f"INSERT INTO {result.name} VALUES (?, ?)", rows)
         return result
 
     def _new_result(self, names: list[str]) -> _Result:

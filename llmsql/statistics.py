@@ -182,11 +182,11 @@ class QueryStatistics:
             "output",
             "seconds",
         )
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for stage in self.stages:
             lines.append(
                 (
-                    stage.call if len(stage.call) <= 48 else stage.call[:47] + "…",
+                    shortened_call(stage.call),
                     f"{stage.rows:,}",
                     f"{stage.distinct:,}",
                     f"{stage.cached:,}",
@@ -198,13 +198,22 @@ class QueryStatistics:
                     f"{stage.model_seconds:.2f}",
                 )
             )
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        text = [
-            "  ".join([line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])])
-            for line in lines
-        ]
-        text += self.decisions
+        text = [*aligned(lines), *self.decisions]
         failed = sum(stage.failed for stage in self.stages)
         if failed:
             text.append(f"{failed:,} rows failed and are NULL; the reasons are in last_query.errors")
         return "\n".join(text)
+
+
+def shortened_call(call: str) -> str:
+    """A call for the first column of a table in text."""
+    return call if len(call) <= 48 else call[:47] + "…"
+
+
+def aligned(lines: list[tuple[str, ...]]) -> list[str]:
+    """The lines of a table in plain text: the first column begins, all others end at one place."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return [
+        "  ".join([line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])])
+        for line in lines
+    ]

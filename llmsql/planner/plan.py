@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmsql.functions import Call
@@ -109,14 +110,15 @@ class Plan:
                 found += [stage for one in step.filters for stage in one.stages]
         return found
 
-    def explain(self) -> str:
-        """The plan as text."""
+    def explain(self, notes: Mapping[str, str] | None = None) -> str:
+        """The plan as text; `notes` has something to add to stages, by name."""
+        notes = notes or {}
         lines = []
         for number, step in enumerate(self.steps, start=1):
             if isinstance(step, Stage):
-                lines += _explain_stage(f"{number}. ", step)
+                lines += _explain_stage(f"{number}. ", step, notes)
             elif isinstance(step, Filters):
-                lines += _explain_filters(f"{number}. ", step)
+                lines += _explain_filters(f"{number}. ", step, notes)
             else:
                 lines.append(f"{number}. materialise once ({step.reason})")
                 lines.append(f"     {step.sql}")
@@ -127,16 +129,18 @@ class Plan:
         return SCRATCH_PREFIX.sub("", "\n".join(lines))
 
 
-def _explain_stage(head: str, stage: Stage) -> list[str]:
+def _explain_stage(head: str, stage: Stage, notes: Mapping[str, str]) -> list[str]:
     space = " " * len(head)
+    note = notes.get(stage.name)
     return [
         f"{head}ask {stage.call_sql}",
         f"{space}  for {stage.place}; fields: {', '.join(stage.fields)}",
         f"{space}  input: {stage.input_sql}",
+        *([] if note is None else [f"{space}  {note}"]),
     ]
 
 
-def _explain_filters(head: str, step: Filters) -> list[str]:
+def _explain_filters(head: str, step: Filters, notes: Mapping[str, str]) -> list[str]:
     title = "filter in batches"
     if len(step.filters) > 1:
         title += (
@@ -150,5 +154,5 @@ def _explain_filters(head: str, step: Filters) -> list[str]:
     for one in step.filters:
         lines.append(f"   - {one.sql}")
         for stage in one.stages:
-            lines += _explain_stage("     ", stage)
+            lines += _explain_stage("     ", stage, notes)
     return lines
