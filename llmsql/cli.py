@@ -14,7 +14,6 @@ import duckdb
 
 import llmsql
 from llmsql.errors import LlmsqlError
-from llmsql.models import DEMO
 from llmsql.session import LlmsqlWarning, Session
 
 FETCHED_AT_A_TIME = 10_000
@@ -22,6 +21,11 @@ FETCHED_AT_A_TIME = 10_000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0, 1 after an error of the query, 2 after one of the command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "serve":
+        from llmsql.serving.command import serve
+
+        return serve(arguments[1:])
     options = _parser().parse_args(arguments)
     if options.format == "parquet" and options.output is None:
         print("llmsql: --format parquet needs --output FILE", file=sys.stderr)
@@ -29,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sql = sys.stdin.read() if options.sql == "-" else options.sql
     warnings.showwarning = _show_warning
     try:
-        names = ("device", "dtype", "kv_memory", "cache")
+        names = ("device", "dtype", "kv_memory", "cache", "engine", "tls_root")
         settings = {name: value for name in names if (value := getattr(options, name))}
         if options.no_cache:
             settings["cache"] = False
@@ -53,10 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llmsql",
         description="Run SQL with llm(...), llm_filter(...) and llm_classify(...) over files, with a local model.",
-        epilog="example: llmsql \"SELECT llm_filter('Is it positive?', text) AS positive FROM 'reviews.csv'\"",
+        epilog="`llmsql serve MODEL` serves a model to other processes. "
+        "Example: llmsql \"SELECT llm_filter('Is it positive?', text) AS positive FROM 'reviews.csv'\"",
     )
     parser.add_argument("sql", help="the statement, or - to read it from standard input")
-    parser.add_argument("--model", default=DEMO, help="a model folder or hub id (default: the demo model, a toy)")
+    parser.add_argument("--model", help="a model folder or hub id (default: the demo model, a toy)")
+    parser.add_argument("--engine", help="'process', 'node', or grpc://host:port; its token comes from $LLMSQL_TOKEN")
+    parser.add_argument("--tls-root", metavar="FILE", help="who signed the certificate of a grpc+tls:// engine (PEM)")
     parser.add_argument("--database", default=":memory:", help="a DuckDB database file (default: in memory)")
     parser.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
     parser.add_argument("--output", metavar="FILE", help="where to write (default: standard output)")

@@ -20,7 +20,7 @@ from llmsql.statistics import QueryStatistics
 def connect(
     database: str | os.PathLike[str] | duckdb.DuckDBPyConnection = ":memory:",
     *,
-    model: str | os.PathLike[str] | Model = models.DEMO,
+    model: str | os.PathLike[str] | Model | None = None,
     read_only: bool = False,
     config: dict[str, Any] | None = None,
     **settings: Any,
@@ -30,6 +30,7 @@ def connect(
     Args:
         database: a path, ':memory:', or an open connection, which stays open when the session closes.
         model: a model folder, a hub id, 'demo' for the small model that comes with llmsql, or an object that answers.
+            None is 'demo', or with `engine="grpc://host:port"` the model that is there.
         read_only, config: as in `duckdb.connect`, for a path.
         **settings: see `llmsql.settings.Settings`.
 
@@ -84,7 +85,7 @@ _registrations: weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, Registratio
 
 
 def register(
-    connection: duckdb.DuckDBPyConnection, *, model: str | os.PathLike[str] | Model = models.DEMO, **settings: Any
+    connection: duckdb.DuckDBPyConnection, *, model: str | os.PathLike[str] | Model | None = None, **settings: Any
 ) -> Registration:
     """Add the LLM functions to a DuckDB connection as plain UDFs, for tools that hold the connection themselves.
 

@@ -1,4 +1,4 @@
-"""Which model a name means, and one engine per model for all sessions of the process."""
+"""Which model a name means, where its engine is, and one of it for all sessions of the process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
 
 from llmsql.budget import Budget, BudgetedModel
 from llmsql.caching_model import CachingModel
@@ -18,13 +19,16 @@ from llmsql.errors import ClosedError, ModelError, SettingError
 from llmsql.fingerprint import folder_fingerprint, hub_folder
 from llmsql.model import Answer, Model
 from llmsql.result_cache import ResultCache, default_path
-from llmsql.settings import Settings
+from llmsql.settings import NODE, Settings
+
+if TYPE_CHECKING:
+    from llmsql.serving.remote_model import RemoteModel
 
 DEMO = "demo"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 _lock = threading.Lock()
-_open: dict[tuple[object, ...], tuple[EmbeddedModel, int]] = {}
+_open: dict[tuple[object, ...], tuple[EmbeddedModel | RemoteModel, int]] = {}
 _caches: weakref.WeakValueDictionary[Path, ResultCache] = weakref.WeakValueDictionary()
 
 
@@ -49,22 +53,52 @@ def resolve(name: str | os.PathLike[str]) -> str:
     return text
 
 
-def acquire(name: str | os.PathLike[str], settings: Settings) -> EmbeddedModel:
-    """The process's engine for this model and these engine settings; give it back with `release`."""
-    resolved = resolve(name)
-    key = (resolved, *settings.engine_options().values())
+def acquire(name: str | os.PathLike[str], settings: Settings) -> EmbeddedModel | RemoteModel:
+    """The process's model of this name, in the engine that the settings mean; give it back with `release`.
+
+    Raises:
+        ModelError: see `resolve`; or there is no engine at the settings' address, or one with another model.
+    """
+    if settings.address is not None:
+        key: tuple[object, ...] = (settings.address, settings.token, settings.tls_root, os.fspath(name))
+    else:
+        resolved = resolve(name)
+        key = (resolved, *settings.engine_options().values())
+        if settings.engine == NODE:
+            key = (NODE, *key, settings.engine_linger)
     with _lock:
-        model, users = _open.get(key) or (EmbeddedModel(resolved, settings.engine_options(), key), 0)
+        if key in _open:
+            model, users = _open[key]
+        elif settings.address is not None:
+            from llmsql.serving.remote_model import model_at
+
+            model, users = model_at(settings.address, os.fspath(name), settings, key), 0
+        elif settings.engine == NODE:
+            from llmsql.serving.node_engine import node_model
+
+            model, users = node_model(resolved, settings, key), 0
+        else:
+            model, users = EmbeddedModel(resolved, settings.engine_options(), key), 0
         _open[key] = (model, users + 1)
-        return model
+    if settings.address is not None:
+        try:
+            _ = model.about  # type: ignore[union-attr]  # what is wrong shows now
+        except BaseException:
+            release(model)
+            raise
+    return model
 
 
-def open_model(model: str | os.PathLike[str] | Model, settings: Settings) -> Model:
+def open_model(model: str | os.PathLike[str] | Model | None, settings: Settings) -> Model:
     """The model that a user's `model=` argument means: a name, a folder, or an object that answers.
+
+    None is the demo model, or whatever model the engine at the settings' address has.
 
     Raises:
         ModelError: see `resolve`; SettingError: the argument is none of these.
     """
+    if model is None:
+        model = DEMO if settings.address is None else ""
     if isinstance(model, (str, os.PathLike)):
         return acquire(model, settings)
     if not isinstance(model, Model):
@@ -76,7 +110,7 @@ def open_model(model: str | os.PathLike[str] | Model, settings: Settings) -> Mod
 
 def share(model: Model) -> Model:
     """The same model for one more user, who gives it back with `release`."""
-    if isinstance(model, EmbeddedModel):
+    if _is_ours(model):
         with _lock:
             kept, users = _open.get(model.key, (model, 0))
             _open[model.key] = (kept, users + 1)
@@ -85,7 +119,7 @@ def share(model: Model) -> Model:
 
 def release(model: Model) -> None:
     """Give an acquired model back; the engine closes with its last user. Models of the user's own are left alone."""
-    if not isinstance(model, EmbeddedModel):
+    if not _is_ours(model):
         return
     with _lock:
         kept, users = _open.get(model.key, (None, 0))
@@ -115,6 +149,17 @@ def _check_folder(folder: Path) -> None:
         )
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(f"model folder {folder}: no tokenizer in it (one of {', '.join(TOKENIZER_FILES)})")
+
+
+def files_fingerprint(model: Model) -> bytes:
+    """The fingerprint of a model whose files are on this machine; the digests of large files are kept in the cache.
+
+    Raises:
+        ModelError: they cannot be read.
+    """
+    cache = open_cache(model, Settings())
+    assert cache is not None
+    return _fingerprint(model, cache)
 
 
 class ModelSet:
@@ -199,7 +244,7 @@ def open_cache(model: Model, settings: Settings) -> ResultCache | None:
     """
     wanted = settings.cache
     if wanted is None:
-        wanted = isinstance(model, EmbeddedModel)
+        wanted = _is_ours(model)
     if wanted is False:
         return None
     if not has_fingerprint(model):
@@ -220,24 +265,39 @@ def open_cache(model: Model, settings: Settings) -> ResultCache | None:
 
 def has_fingerprint(model: Model) -> bool:
     """Whether answers of the model can be kept."""
-    return isinstance(model, EmbeddedModel) or isinstance(getattr(model, "fingerprint", None), bytes)
+    return _is_ours(model) or isinstance(getattr(model, "fingerprint", None), bytes)
+
+
+def _is_ours(model: Model) -> TypeGuard[EmbeddedModel | RemoteModel]:
+    """Whether the model is read from files, here or elsewhere, and not an object of the user's own."""
+    return isinstance(getattr(model, "key", None), tuple)
 
 
 def _fingerprint(model: Model, cache: ResultCache) -> bytes:
     if not isinstance(model, EmbeddedModel):
-        found = getattr(model, "fingerprint", None)
+        files = getattr(model, "files", None)  # on this machine
+        folder = None if files is None else _folder(files)
+        found = getattr(model, "fingerprint", None) if folder is None else _folder_fingerprint(folder, cache)
         assert isinstance(found, bytes)
         return found
-    folder = Path(model.name) if Path(model.name).is_dir() else hub_folder(model.name)
+    folder = _folder(model.name)
     if folder is None:
         _ = model.engine  # fetches it
         folder = hub_folder(model.name)
     if folder is None:
         raise ModelError(f"model {model.name!r} was loaded, but its files are not found; use cache=False")
+    return _folder_fingerprint(folder, cache)
+
+
+def _folder(name: str) -> Path | None:
+    return Path(name) if Path(name).is_dir() else hub_folder(name)
+
+
+def _folder_fingerprint(folder: Path, cache: ResultCache) -> bytes:
     try:
         return folder_fingerprint(folder, cache)
     except OSError as problem:
-        raise ModelError(f"model {model.name!r}: its files cannot be read ({problem})") from problem
+        raise ModelError(f"model folder {folder}: its files cannot be read ({problem})") from problem
 
 
 class _Released:

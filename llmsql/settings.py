@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from llmsql.errors import SettingError
 from llmsql.result_cache import DEFAULT_SIZE
 
 ENGINE_SETTINGS = ("device", "dtype", "kv_memory", "max_batch_tokens", "prefix_sharing", "cascade", "trust_remote_code")
+# Where an engine is: in this process, in one process per machine, or at an address of Arrow Flight.
+PROCESS, NODE = "process", "node"
+ADDRESSES = ("grpc://", "grpc+tcp://", "grpc+tls://", "grpc+unix://")
 SWITCHES = (
-    *("plan", "deduplicate", "reorder", "short_circuit", "order_filters", "early_stop"),
+    *("plan", "deduplicate", "reorder", "short_circuit", "order_filters", "early_stop", "infer_types"),
     *("prefix_sharing", "cascade", "trust_remote_code"),
 )
 
@@ -29,6 +33,7 @@ class Settings:
         short_circuit: ask a call inside AND, OR, CASE, COALESCE, ... only where its value can matter.
         order_filters: run the LLM predicates of a WHERE cheapest and most selective first, as measured on the way.
         early_stop: under a LIMIT, ask the rows in growing batches until enough of them pass.
+        infer_types: give an llm call without a type the one that the SQL around it says, such as `llm(…) > 3`.
         batch_rows: distinct rows that are read, ordered and run at a time (bounds memory).
     Calls:
         on_error: 'null' (a failed row becomes NULL with its reason in `last_query.errors`) or 'fail'.
@@ -48,6 +53,15 @@ class Settings:
         max_batch_tokens: tokens per step of the engine.
         prefix_sharing: compute the KV of a shared prefix once; cascade: read it once per group in attention.
         trust_remote_code: run Python code that a model folder brings with it.
+    Where the engine is (see docs/serving.md):
+        engine: 'process' is this one, 'node' one process that all sessions of this user on this machine share, and an
+            address such as 'grpc://host:port' an engine that `llmsql serve` has started, whose engine settings are its
+            own. None is 'node' for Spark's workers and 'process' elsewhere.
+        token: what the engine at the address wants to see; None takes $LLMSQL_TOKEN.
+        tls_root: PEM file of who signed the certificate of a 'grpc+tls://' engine; None takes the system's.
+        engine_linger: seconds that a node's engine stays after the last session that used it.
+        engine_threads: of a node's engine on a CPU; None leaves it to $OMP_NUM_THREADS, and in Spark takes the cores of
+            an executor.
 
     Raises:
         SettingError: unknown name or bad value (through `Settings.make`).
@@ -59,6 +73,7 @@ class Settings:
     short_circuit: bool = True
     order_filters: bool = True
     early_stop: bool = True
+    infer_types: bool = True
     batch_rows: int = 100_000
     on_error: str = "null"
     max_output_tokens: int = 64
@@ -75,11 +90,16 @@ class Settings:
     prefix_sharing: bool = True
     cascade: bool = True
     trust_remote_code: bool = False
+    engine: str | None = None
+    token: str | None = field(default=None, repr=False)
+    tls_root: str | os.PathLike[str] | None = None
+    engine_linger: float = 10.0
+    engine_threads: int | None = None
 
     @classmethod
     def make(cls, options: dict[str, Any]) -> Settings:
         """Settings from keyword arguments, or a `SettingError` that says which one is wrong and why."""
-        known = {field.name for field in fields(cls)}
+        known = {known.name for known in fields(cls)}
         for name in options:
             if name not in known:
                 close = difflib.get_close_matches(name, sorted(known), n=1)
@@ -99,25 +119,26 @@ class Settings:
         """The part that `Engine(...)` takes."""
         return {name: getattr(self, name) for name in ENGINE_SETTINGS}
 
+    @property
+    def address(self) -> str | None:
+        """Where the engine is when somebody else started it."""
+        return self.engine if self.engine is not None and self.engine.startswith(ADDRESSES) else None
+
     def cache_bytes(self) -> int:
         """`cache_size` in bytes.
 
         Raises:
             SettingError: it is no amount of memory.
         """
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", str(self.cache_size).upper())
-        size = 0 if match is None else int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
-        if size < 1 or isinstance(self.cache_size, bool):
-            raise SettingError(f"setting 'cache_size' must be bytes or a text such as '4GiB', not {self.cache_size!r}")
-        return size
+        return memory_bytes("setting 'cache_size'", self.cache_size)
 
     def _validate(self) -> None:
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise SettingError(f"setting {name!r} must be True or False, not {getattr(self, name)!r}")
-        for name in ("batch_rows", "max_output_tokens", "max_batch_tokens", "max_rows", "max_tokens"):
+        for name in ("batch_rows", "max_output_tokens", "max_batch_tokens", "max_rows", "max_tokens", "engine_threads"):
             value = getattr(self, name)
-            if value is None and name in ("max_batch_tokens", "max_rows", "max_tokens"):
+            if value is None and name not in ("batch_rows", "max_output_tokens"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SettingError(f"setting {name!r} must be a whole number of at least 1, not {value!r}")
@@ -132,3 +153,42 @@ class Settings:
         self.cache_bytes()
         if self.on_error not in ("null", "fail"):
             raise SettingError(f"setting 'on_error' must be 'null' or 'fail', not {self.on_error!r}")
+        self._validate_place()
+
+    def _validate_place(self) -> None:
+        if self.engine not in (None, PROCESS, NODE) and not (isinstance(self.engine, str) and self.address):
+            raise SettingError(
+                "setting 'engine' must be 'process', 'node' or an address such as 'grpc://host:port', "
+                f"not {self.engine!r}"
+            )
+        linger = self.engine_linger
+        if not isinstance(linger, (int, float)) or isinstance(linger, bool) or not 0 <= linger < math.inf:
+            raise SettingError(f"setting 'engine_linger' must be seconds, 0 or more, not {linger!r}")
+        for name in ("token", "tls_root"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (str, os.PathLike)) or not os.fspath(value)):
+                raise SettingError(f"setting {name!r} must be a text that is not empty")
+        if self.tls_root is not None and not (self.address or "").startswith("grpc+tls://"):
+            raise SettingError("setting 'tls_root' is for an engine at 'grpc+tls://host:port'")
+        if self.address is None:
+            if self.token is not None:
+                raise SettingError("setting 'token' is for an engine at an address such as 'grpc://host:port'")
+            return
+        for known in fields(self):
+            if known.name in ENGINE_SETTINGS and getattr(self, known.name) != known.default:
+                raise SettingError(
+                    f"setting {known.name!r} is the engine's own: it was chosen where {self.engine} was started"
+                )
+
+
+def memory_bytes(what: str, value: int | str) -> int:
+    """Bytes of an amount of memory, a number or a text such as '4GiB'.
+
+    Raises:
+        SettingError: it is no such amount.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", str(value).upper())
+    size = 0 if match is None else int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
+    if size < 1 or isinstance(value, bool):
+        raise SettingError(f"{what} must be bytes or a text such as '4GiB', not {value!r}")
+    return size
