@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from llmsql.settings import Settings
 from llmsql.statistics import StageStatistics
 
 KEPT = "answers that were finished are in the result cache, if there is one"
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -96,6 +99,7 @@ class BudgetedModel:
             BudgetError: a limit is reached.
         """
         budget = self.budget
+        LOG.debug("budget before %d rows: %d rows and %d tokens used", fields.num_rows, budget.rows, budget.tokens)
         budget.check(call)
         budget.take_rows(call, fields.num_rows)
         estimate = getattr(self.model, "estimate", None)

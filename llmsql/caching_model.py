@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from llmsql.statistics import StageStatistics
 WRITE_EVERY = 0.002  # seconds: slow answers are written one by one,
 WRITE_AFTER = 0.02  # ... and the last of a burst after this time at the latest
 WRITE_AT = 512  # answers
+
+LOG = logging.getLogger(__name__)
 
 
 class CachingModel:
@@ -51,6 +54,7 @@ class CachingModel:
         for row, key in enumerate(keys):
             if key in known:
                 yield Answer(row, known[key].text, truncated=known[key].truncated, cached=True)
+        LOG.debug("result cache: %d of %d rows known", len(known), len(keys))
         missing = np.array([row for row, key in enumerate(keys) if key not in known], np.int64)
         if not len(missing):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -23,6 +24,8 @@ from llmsql.statistics import StageStatistics
 if TYPE_CHECKING:
     from llmsql.gpu_backend import Completion, Engine, Grammar, PromptTokenizer, Request
     from llmsql.gpu_backend.context import Context
+
+LOG = logging.getLogger(__name__)
 
 
 class EmbeddedModel:
@@ -48,10 +51,19 @@ class EmbeddedModel:
 
         with self._lock:
             if self._engine is None:
+                started = time.perf_counter()
                 try:
                     self._engine = Engine(self.name, **self._options)
                 except EngineError as problem:
                     raise ModelError(str(problem)) from problem
+                seconds = time.perf_counter() - started
+                LOG.info(
+                    "engine: %s loaded in %.1f s on %s, %s",
+                    self.name,
+                    seconds,
+                    self._engine.device,
+                    self._engine.memory,
+                )
             return self._engine
 
     def answer(self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics) -> Iterator[Answer]:
@@ -66,7 +78,7 @@ class EmbeddedModel:
             if statistics.predicted_hit_rate is None and isinstance(prompts, FreePrompts):
                 statistics.predicted_hit_rate = prompts.estimate().hit_rate
             meter = _Meter(statistics)
-            requests = _requests(call, prompts, settings)
+            requests = _requests(call, _counted(prompts, statistics), settings)
 
             def on_step() -> None:
                 meter.read()
@@ -144,6 +156,14 @@ class EmbeddedModel:
             engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
+
+
+def _counted(
+    prompts: Iterable[tuple[int, np.ndarray]], statistics: StageStatistics
+) -> Iterator[tuple[int, np.ndarray]]:
+    for prompt in prompts:
+        statistics.started += 1
+        yield prompt
 
 
 def _requests(call: Call, prompts: Iterable[tuple[int, np.ndarray]], settings: Settings) -> Iterator[Request]:

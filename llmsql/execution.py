@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,9 +17,11 @@ from llmsql.model import Model
 from llmsql.operator import evaluate
 from llmsql.planner import Filters, Materialise, Plan, Stage
 from llmsql.planner.parsing import parameters_of
-from llmsql.progress import progress_bar
+from llmsql.progress import ProgressBars
 from llmsql.settings import Settings
 from llmsql.statistics import QueryStatistics, StageStatistics
+
+LOG = logging.getLogger(__name__)
 
 
 class PlanRunner:
@@ -53,19 +56,23 @@ class PlanRunner:
         self._statistics = statistics
         self._watch = watch
         self._stages: dict[Stage, StageStatistics] = {}
+        self._bars = ProgressBars(settings.progress)
         self._answers = AnswerTables(
             run, self.run_with_parameters, self.scratch, shared=settings.deduplicate, ordered=settings.reorder
         )
 
     def run_steps(self, plan: Plan) -> None:
         """Run everything before the final statement."""
-        for step in plan.steps:
-            if isinstance(step, Stage):
-                self._run_stage(step)
-            elif isinstance(step, Filters):
-                self._filter(step)
-            else:
-                self._materialise(step)
+        try:
+            for step in plan.steps:
+                if isinstance(step, Stage):
+                    self._run_stage(step)
+                elif isinstance(step, Filters):
+                    self._filter(step)
+                else:
+                    self._materialise(step)
+        finally:
+            self._bars.close()
 
     def run_with_parameters(self, sql: str) -> list[tuple[Any, ...]]:
         """Run SQL with those of the statement's parameters that stand in it."""
@@ -118,13 +125,28 @@ class PlanRunner:
         statistics.rows += wanted.rows
         statistics.distinct += table.size - wanted.start if again else wanted.distinct
         total = table.size - wanted.start if self._settings.deduplicate else wanted.rows
+        name = f"{stage.call.function} for {stage.place}"
+        LOG.info("stage %s: %d rows, %d distinct, %d not asked yet", name, wanted.rows, wanted.distinct, total)
+        LOG.debug("stage %s is %s; its rows: %s", name, stage.call_sql, stage.input_sql)
         statistics.watchers.append(self._watch)
         try:
-            with progress_bar(stage.call_sql, total, statistics, self._settings.progress) as advance:
+            with self._bars.stage(stage, stage.call_sql, total, statistics) as advance:
                 for start in range(wanted.start, table.size, self._settings.batch_rows):
                     self._ask(stage, table, start, statistics, advance)
         finally:
             statistics.watchers.clear()
+            LOG.info(
+                "stage %s: so far %d asked, %d from the cache, %d failed, %d of %d prompt tokens computed, "
+                "%d generated, %.2f s in the model",
+                name,
+                statistics.asked,
+                statistics.cached,
+                statistics.failed,
+                statistics.computed_tokens,
+                statistics.prompt_tokens,
+                statistics.output_tokens,
+                statistics.model_seconds,
+            )
         return statistics
 
     def _ask(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ FIRST_POOL, POOL_GROWTH = 4096, 16  # rows read under a LIMIT, before more are r
 OUTPUT_TOKEN = 8.0  # a generated token costs about as much as so many tokens of a prompt
 CHARACTERS_PER_TOKEN = 4.0
 PROMPT_TOKENS = 16.0  # of a prompt, beside the row's own
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -82,6 +85,7 @@ class FilterRunner:
         else:
             self._enough_rows(self.step.enough)
         self._statistics.decisions.append(self._decision())
+        LOG.debug("filters: %s", self._statistics.decisions[-1])
 
     def _all_candidates(self) -> None:
         """The candidates come in an order that is random, but the same each time; so the first ones are a sample."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import threading
@@ -45,6 +46,7 @@ from llmsql.statistics import QueryStatistics
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 T = TypeVar("T")
+LOG = logging.getLogger(__name__)
 ERRORS_TABLE = "llmsql_errors"  # what llm_errors() reads
 EXPLAINED_ROWS = 10_000  # of a stage at most, whose tokens EXPLAIN counts
 EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
@@ -317,12 +319,17 @@ class Session:
             statistics.plan = plan.explain()
             runner.run_steps(plan)
             if analyze:
+            kinds = (len(plan.steps), len(plan.stages), len(plan.in_place))
+            LOG.info("planned in %.3f s: %d steps, %d stages, %d calls in place", time.perf_counter() - started, *kinds)
+            LOG.debug("the plan of %s\n%s", text, statistics.plan)
                 rows = analyzed_rows(plan, runner, statistics)
             else:
                 result = self._finish(plan, runner)
         statistics.seconds = time.perf_counter() - started
         self._warn(statistics)
         return self._text_result(rows) if analyze else result
+        counts = (statistics.model_calls, statistics.cached, sum(stage.failed for stage in statistics.stages))
+        LOG.info("done in %.2f s: %d rows asked, %d from the cache, %d failed", statistics.seconds, *counts)
 
     def _dry(
         self,
@@ -373,6 +380,7 @@ class Session:
                 stopped = self._interruption.requested
                 self._interruption.close()
                 self._abandon(own_transaction, runner)
+                LOG.info("stopped by %s", type(problem).__name__)
                 cause = self._functions.error or problem
                 if stopped:
                     raise self._stopped(statistics) from problem

@@ -69,6 +69,7 @@ class StageStatistics:
     failed: int = 0
     truncated: int = 0
     failures: list[RowFailure] = field(default_factory=list)
+    started: int = 0  # rows whose prompts the model has taken in
     watchers: list[Callable[[], None]] = field(default_factory=list, repr=False, compare=False)
 
     def tick(self) -> None:

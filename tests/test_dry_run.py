@@ -159,14 +159,17 @@ def test_it_says_when_the_budget_for_tokens_would_stop_it() -> None:
         assert "with the longest answers" in con.dry_run(sql).over_budget
 
 
-def test_calls_in_place_are_named_and_not_asked(con: llmsql.Session) -> None:
-    sql = "SELECT (SELECT max(llm('Say', u.x || t.id)) FROM t u WHERE u.id = t.id) FROM t WHERE llm_filter('a?', x)"
-    found = con.dry_run(sql)
-    assert con._models.own.calls == 0
-    assert len(found.in_place) == 1
-    assert "correlated" in str(found)
-    assert con.sql("EXPLAIN " + sql).fetchall()[0][0] == "llm_plan"
-    assert con._models.own.calls == 0
+def test_calls_in_place_are_named_and_not_asked() -> None:
+    sql = "SELECT max(llm('Say', x)), llm('Say', 'constant') FROM t WHERE llm_filter('a?', x)"
+    with llmsql.connect(model=FakeModel(answer), plan=False) as con:
+        con.execute(TABLE)
+        found = con.dry_run(sql)
+        assert len(found.in_place) == 3
+        assert "switched off" in str(found)
+        assert con.sql("EXPLAIN " + sql).fetchall()[0][0] == "llm_plan"
+        assert con._models.own.calls == 0
+        con.sql(sql)
+        assert con._models.own.calls > 0
 
 
 def test_mistakes_and_transactions(con: llmsql.Session) -> None:
