@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the engine has it where it is imported before torch
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the engine has it where it is imported before torch
 
 import argparse
 import inspect

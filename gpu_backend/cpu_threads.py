@@ -11,8 +11,10 @@ def let_idle_threads_sleep() -> None:
 
     By default they spin for milliseconds at every barrier. Where another process (or a thread of the database in this
     one) wants the same core, a spinning thread keeps the working one off it: on 2 cores of which one was busy, decoding
-    64 rows took 30 to 60 s instead of 5 s. Short spins cost a wake-up of some microseconds on an idle machine.
+    64 rows took 30 to 60 s instead of 5 s. Not to spin at all would cost a wake-up at nearly every operation:
+    with 5,000 spins instead of 1,000 a batch took 5 to 10 % less time on an idle machine, and 13 % more beside a busy
+    process.
     """
     if "torch" in sys.modules or "OMP_WAIT_POLICY" in os.environ:
         return
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")

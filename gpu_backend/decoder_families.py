@@ -13,6 +13,7 @@ from .decoder import FusedDecoder
 from .decoder_layer import DecoderLayer, Norm
 from .errors import EngineError
 from .file_pages import FilePages
+from .gated_linear import join_gated
 from .kv_cache import LayerAttention, LayerShape
 from .linear import Linear, join
 from .operators import Operators
@@ -69,7 +70,7 @@ def fuse(
     """
     base: Any = model.model
     config: Any = model.config
-    parts = _Parts(model, copy)
+    parts = _Parts(model, operators, copy)
     tables: dict[str, int] = {}
     rotary_of = []
     for number in range(len(base.layers)):
@@ -99,8 +100,9 @@ def fuse(
 class _Parts:
     """Takes the parts of a model's layers from their modules."""
 
-    def __init__(self, model: PreTrainedModel, copy: bool) -> None:
+    def __init__(self, model: PreTrainedModel, operators: Operators, copy: bool) -> None:
         self.row_sizes = RowSizes()
+        self._operators = operators
         self._copy = copy
         self._gemma = type(model).__name__.startswith("Gemma")
         self._activation = _ACTIVATIONS[_activation(model)]
@@ -122,8 +124,14 @@ class _Parts:
             output=self.join(attention.o_proj),
             attention_norm=self.norm(layer, "post_attention_layernorm") if self._gemma else None,
             mlp_input_norm=self.norm(layer, "pre_feedforward_layernorm" if self._gemma else "post_attention_layernorm"),
-            gate_up=self.join(mlp.gate_proj, mlp.up_proj),
-            activation=self._activation,
+            gate_up=join_gated(
+                mlp.gate_proj,
+                mlp.up_proj,
+                self._activation,
+                self._operators,
+                row_sizes=self.row_sizes,
+                copy=self._copy,
+            ),
             down=self.join(mlp.down_proj),
             mlp_norm=self.norm(layer, "post_feedforward_layernorm") if self._gemma else None,
         )

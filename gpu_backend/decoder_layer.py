@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from .gated_linear import GatedLinear
 from .kv_cache import KVCache, LayerAttention
 from .linear import Linear
 from .operators import Operators
@@ -73,8 +74,7 @@ class DecoderLayer:
     output: Linear
     attention_norm: Norm | None
     mlp_input_norm: Norm
-    gate_up: Linear
-    activation: str  # the operator behind gate_up
+    gate_up: GatedLinear
     down: Linear
     mlp_norm: Norm | None
 
@@ -106,7 +106,7 @@ class DecoderLayer:
         if self.attention_norm is not None:
             hidden = _norm(operators, self.attention_norm, hidden)[0]
         hidden, residual = _norm(operators, self.mlp_input_norm, hidden, residual)
-        hidden = self.down(getattr(operators, self.activation)(self.gate_up(hidden)))
+        hidden = self.down(self.gate_up(hidden))
         if self.mlp_norm is not None:
             hidden = _norm(operators, self.mlp_norm, hidden)[0]
         return hidden, residual

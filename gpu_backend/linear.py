@@ -106,6 +106,22 @@ class PackedLinear:
         """See `Linear`."""
         return _multiply(x, self._weight, self._bias, self._row_sizes)
 
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        """The rows of x and as many more as its product is made with."""
+        extra = self._row_sizes.padded(len(x)) - len(x)
+        return F.pad(x, (0, 0, 0, extra)) if extra else x
+
+    def activated(self, x: torch.Tensor, activation: str, form: str) -> torch.Tensor:
+        """oneDNN's `activation` of the product with padded rows."""
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, activation, [], form)
+        return product
+
+    def scaled(self, x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """The product with padded rows, times `factors` [rows, outputs]."""
+        multiply = torch.ops.mkldnn._linear_pointwise.binary
+        product: torch.Tensor = multiply(x, factors, self._weight, self._bias, "mul")
+        return product
+
     def restore(self) -> None:
         """Unpack the weights; they come back bit by bit as they were."""
         _give_back(self._modules, self._weight.to_dense())

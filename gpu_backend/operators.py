@@ -74,9 +74,8 @@ class TorchOperators:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Operators.rms_norm`."""
         total = x if residual is None else residual.add_(x)
-        wide = total.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
-        wide = wide * scale if wide is total else wide.mul_(scale)
+        norm = torch.linalg.vector_norm(total, dim=-1, keepdim=True, dtype=torch.float32)  # squares and sum in one pass
+        wide = total * norm.square_().div_(total.shape[-1]).add_(eps).rsqrt_()
         if offset:
             return wide.mul_(weight.float() + 1.0).to(x.dtype), total
         return wide.to(x.dtype).mul_(weight), total

@@ -16,6 +16,7 @@ from decoder_variants import MIXTURES, VARIANTS, variant
 from engine_models import CONFIGS, generate_one, tiny_model, tree_prompts
 
 from llmsql.gpu_backend import Engine, Request, decoder_families, model_runner, parity
+from llmsql.gpu_backend.gated_linear import PackedGate
 from llmsql.gpu_backend.linear import PackedLinear, SplitLinear, can_pack
 from llmsql.gpu_backend.operators import TorchOperators
 from llmsql.gpu_backend.readout import NOT_A_NUMBER
@@ -176,7 +177,8 @@ def test_the_weights_are_held_once(tmp_path: Any) -> None:
         layer = decoder.layers[0]
         if not can_pack(decoder.embedding):
             pytest.skip("this torch has no oneDNN")
-        assert isinstance(layer.gate_up, PackedLinear)
+        assert isinstance(layer.gate_up, PackedGate)
+        assert isinstance(layer.down, PackedLinear)
         assert model.model.layers[0].mlp.gate_proj.weight.numel() == 0
         assert model.lm_head.weight.numel() == 0
         assert decoder.embedding is model.model.embed_tokens.weight
@@ -191,7 +193,7 @@ def test_a_model_objects_weights_are_copied_only_where_there_is_room(monkeypatch
             assert engine.decoder == "fused"
             decoder = engine._runner.decoder
             assert decoder is not None
-            assert isinstance(decoder.layers[0].gate_up, kind) or not can_pack(decoder.embedding)
+            assert isinstance(decoder.layers[0].down, kind) or not can_pack(decoder.embedding)
             assert run(engine) == reference("biases")
     for name, weight in model.named_parameters():
         assert weight.data_ptr() == before[name][0]

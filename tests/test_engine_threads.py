@@ -12,7 +12,7 @@ SCRIPT = "import os, {first}; from llmsql.gpu_backend import EngineError; print(
 @pytest.mark.parametrize(
     ("first", "variables", "expected"),
     [
-        ("sys", {}, "1000"),
+        ("sys", {}, "5000"),
         ("sys", {"GOMP_SPINCOUNT": "5"}, "5"),
         ("sys", {"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
         ("torch", {}, "None"),
