@@ -86,6 +86,8 @@ def _call_reason(scope: Scope, node: exp.Anonymous) -> str | None:
     if node.meta.get(CORRELATED):
         return "the query around it gives it values (a correlated subquery)"
     place = clause_of(node, scope.select)
+    if isinstance(node.find_ancestor(exp.Lambda, exp.Select), exp.Lambda):
+        return "it sees the elements of a list, not rows"
     if place in ("from_", "joins", "laterals", "pivots"):
         return "it stands in FROM"
     if place in ("limit", "offset", "windows", "connect"):

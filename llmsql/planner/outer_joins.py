@@ -20,9 +20,9 @@ from collections.abc import Sequence
 
 from sqlglot import exp
 
-from llmsql.planner.calls import calls_in, has_llm_call
+from llmsql.planner.added_ctes import Unmovable, add_ctes, cte, stable_sources
+from llmsql.planner.calls import calls_in
 from llmsql.planner.clauses import ancestors, attach_ctes, conjuncts, is_star, sources, table_named, visible_ctes
-from llmsql.planner.determinism import instability
 from llmsql.planner.exact import same_value
 from llmsql.planner.hazards import may_raise
 from llmsql.planner.naming import name_calls
@@ -30,10 +30,6 @@ from llmsql.planner.planning import null_calls
 from llmsql.planner.scope import Scope, joins_sources
 
 ROW_NUMBER = "rowid"
-
-
-class _Stays(Exception):
-    """The condition cannot be taken out of its join."""
 
 
 def pairs_first(scope: Scope) -> bool:
@@ -50,10 +46,24 @@ def pairs_first(scope: Scope) -> bool:
         name_calls(scope)
         try:
             _take_out(scope, index)
-        except _Stays:
+        except Unmovable:
             continue
         return True
     return False
+
+
+def filters_to_where(scope: Scope) -> None:
+    """A condition with calls of an inner join is one of WHERE, where it comes after the cheap ones."""
+    joins = scope.select.args.get("joins") or []
+    for index, join in enumerate(joins):
+        condition = join.args.get("on")
+        if condition is None or not is_filter(join, joins[index + 1 :]) or not calls_in(condition):
+            continue
+        asking = asking_conditions(scope, condition)
+        kept = [conjunct for conjunct in conjuncts(condition) if not any(conjunct is one for one in asking)]
+        for conjunct in asking:
+            scope.select.where(conjunct.copy(), copy=False)
+        join.set("on", exp.and_(*kept) if kept else exp.true())
 
 
 def is_filter(join: exp.Join, later: Sequence[exp.Join]) -> bool:
@@ -79,12 +89,13 @@ def _take_out(scope: Scope, index: int) -> None:
     conditions = conjuncts(join.args["on"])
     asking = asking_conditions(scope, join.args["on"])
     if any(condition.find(exp.Query) is not None for condition in asking):
-        raise _Stays
+        raise Unmovable
     plain = [condition for condition in conditions if not any(condition is other for other in asking)]
     left, right = sides.columns(asking)
     if not left and not right:
-        raise _Stays  # constants alone
-    ctes = _stable_sources(scope, index)
+        raise Unmovable  # constants alone
+    read = [select.args["from_"].this, *(item.this for item in select.args["joins"][: index + 1])]
+    ctes = stable_sources(read, select, scope.planning)
     name = scope.catalog.fresh_name("pairs")
     lefts = {f"{name}_l{number}": column for number, column in enumerate(left)}
     rights = {f"{name}_r{number}": column for number, column in enumerate(right)}
@@ -98,7 +109,7 @@ def _take_out(scope: Scope, index: int) -> None:
     if where:
         pairs.set("where", exp.Where(this=exp.and_(*where)))
     pairs.set("group", exp.Group(all=True))
-    ctes.append(_cte(name, pairs))
+    ctes.append(cte(name, pairs))
     found: exp.Expression
     if left and right:
         ctes += _numbered(scope, name, list(lefts), list(rights))
@@ -107,10 +118,10 @@ def _take_out(scope: Scope, index: int) -> None:
         )
         found = exp.paren(has)
     elif left:
-        ctes.append(_cte(f"{name}_left", _all_of(name, list(lefts), exp.true(), f"{name}_number")))
+        ctes.append(cte(f"{name}_left", _all_of(name, list(lefts), exp.true(), f"{name}_number")))
         found = exp.Not(this=exp.Is(this=_of(f"{name}_left", f"{name}_number"), expression=exp.null()))
     else:
-        ctes.append(_cte(f"{name}_right", _all_of(name, list(rights), exp.true(), f"{name}_numbers")))
+        ctes.append(cte(f"{name}_right", _all_of(name, list(rights), exp.true(), f"{name}_numbers")))
         found = exp.Not(this=exp.Is(this=sides.shown(f"{name}_numbers"), expression=exp.null()))
     if right:
         join.set("this", sides.with_numbers(name, rights))
@@ -126,7 +137,7 @@ def _take_out(scope: Scope, index: int) -> None:
         [f"{name}_numbers"] if shown else [],
         sides.right,
     )
-    _add_ctes(select, ctes)
+    add_ctes(select, ctes)
 
 
 class _Sides:
@@ -166,7 +177,7 @@ class _Sides:
                 continue
             try:
                 sides = {self._side(column) for column in predicate.find_all(exp.Column)}
-            except _Stays:
+            except Unmovable:
                 continue
             if sides == {kept}:
                 found.append(predicate)
@@ -191,7 +202,7 @@ class _Sides:
     def _side(self, column: exp.Column) -> str:
         table = column.table.lower()
         if column.args.get("db") or isinstance(column.this, exp.Star):
-            raise _Stays
+            raise Unmovable
         if table == self.right.lower():
             return "right"
         if table in self._lefts:
@@ -199,7 +210,7 @@ class _Sides:
         name = table or column.name.lower()  # a column, or one that is a struct
         sides = [side for side in ("left", "right") if name in self._described(side)]
         if len(sides) != 1:
-            raise _Stays
+            raise Unmovable
         return sides[0]
 
     def _described(self, side: str) -> set[str]:
@@ -219,45 +230,25 @@ class _Sides:
         select = self.select
         names = [item.alias_or_name.lower() for item in sources(select)]
         if join.method or not self.right or names.count(self.right.lower()) > 1 or select.args.get("laterals"):
-            raise _Stays
+            raise Unmovable
         if isinstance(self.source, exp.Table):
             if not isinstance(self.source.this, exp.Identifier) or not (self.source.alias or self.right.isidentifier()):
-                raise _Stays
+                raise Unmovable
         elif not isinstance(self.source, exp.Subquery) or not self._is_alone(self.source):
-            raise _Stays
+            raise Unmovable
         if select.args.get("sample") or select.find(exp.Columns) is not None or not self.scope.stands_alone():
-            raise _Stays
+            raise Unmovable
         if any(isinstance(outer, exp.With) and outer.args.get("recursive") for outer in ancestors(select)):
-            raise _Stays
+            raise Unmovable
         for column in select.find_all(exp.Column):
             if not column.table and column.name.lower() == self.right.lower():
-                raise _Stays  # a whole row
+                raise Unmovable  # a whole row
             if column.name.lower() == ROW_NUMBER and any(is_star(item) for item in select.expressions):
-                raise _Stays  # it would be shown
+                raise Unmovable  # it would be shown
 
     def _is_alone(self, source: exp.Expression) -> bool:
         query = exp.select("1").from_(null_calls(source))
         return self.scope.catalog.binds(attach_ctes(query, visible_ctes(self.scope.original)))
-
-
-def _stable_sources(scope: Scope, index: int) -> list[exp.CTE]:
-    """CTEs for the sources that must not be read twice as they stand, which are put in their places."""
-    found = []
-    ctes = visible_ctes(scope.select)
-    items = [scope.select.args["from_"].this, *(join.this for join in scope.select.args["joins"][: index + 1])]
-    unstable = [item for item in items if has_llm_call(item) or instability(item, scope.catalog, ctes)]
-    for item in unstable:
-        query = exp.select("*").from_(null_calls(item))
-        if not scope.catalog.binds(attach_ctes(query, visible_ctes(scope.original))):
-            raise _Stays  # it depends on another part of FROM
-    for item in unstable:
-        name = scope.catalog.fresh_name("source")
-        table = table_named(name)
-        if item.alias_or_name:
-            table.set("alias", exp.TableAlias(this=exp.to_identifier(item.alias_or_name, quoted=True)))
-        item.replace(table)
-        found.append(_cte(name, exp.select("*").from_(item)))
-    return found
 
 
 def _numbered(scope: Scope, name: str, lefts: list[str], rights: list[str]) -> list[exp.CTE]:
@@ -272,7 +263,7 @@ def _numbered(scope: Scope, name: str, lefts: list[str], rights: list[str]) -> l
     partners.set("from_", exp.From(this=table_named(name)))
     same = _same(scope, {column: _of(name, column) for column in lefts}, f"{name}_left")
     partners.append("joins", exp.Join(this=table_named(f"{name}_left"), kind="INNER", on=same))
-    return [_cte(f"{name}_left", values), _cte(f"{name}_right", partners)]
+    return [cte(f"{name}_left", values), cte(f"{name}_right", partners)]
 
 
 def _all_of(name: str, columns: list[str], value: exp.Expression, alias: str) -> exp.Select:
@@ -290,10 +281,6 @@ def _of(table: str, column: str) -> exp.Column:
     return exp.column(column, table=table)
 
 
-def _cte(name: str, query: exp.Select) -> exp.CTE:
-    return exp.CTE(this=query, alias=exp.TableAlias(this=table_named(name).this), materialized=True)
-
-
 def _hide(select: exp.Select, lefts: list[str], rights: list[str], right: str) -> None:
     """The SELECT's stars must not show the columns that were added."""
     for item in select.expressions:
@@ -303,15 +290,3 @@ def _hide(select: exp.Select, lefts: list[str], rights: list[str], right: str) -
         bare = item is star
         hidden = [*(lefts if bare else []), *(rights if bare or item.table.lower() == right.lower() else [])]
         star.set("except_", [*(star.args.get("except_") or []), *[exp.column(name) for name in hidden]])
-
-
-def _add_ctes(select: exp.Select, ctes: list[exp.CTE]) -> None:
-    """Put CTEs before the SELECT, or before the set operation that it is a part of."""
-    owner: exp.Expression = select
-    while isinstance(owner.parent, exp.SetOperation):
-        owner = owner.parent
-    with_ = owner.args.get("with_")
-    if with_ is None:
-        owner.set("with_", exp.With(expressions=ctes))
-    else:
-        with_.set("expressions", [*with_.expressions, *ctes])

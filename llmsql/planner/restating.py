@@ -5,13 +5,14 @@ from __future__ import annotations
 from sqlglot import exp
 
 from llmsql.planner.calls import own_calls
+from llmsql.planner.correlated import meet_first
 from llmsql.planner.groups_first import group_first
 from llmsql.planner.outer_joins import pairs_first
 from llmsql.planner.planning import Planning
 from llmsql.planner.scope import Scope
 from llmsql.planner.windows_first import windows_first
 
-REWRITES = (pairs_first, group_first, windows_first)
+REWRITES = (pairs_first, meet_first, group_first, windows_first)
 
 
 def restate(statement: exp.Expression, planning: Planning) -> None:

@@ -174,13 +174,13 @@ class Scope:
         return self.catalog.binds(self.original_source([null_calls(argument) for argument in parsed.arguments]))
 
     def may_be_correlated(self) -> bool:
-        """Whether a query around this SELECT can give it values: not at the top, in a CTE, or alone in FROM."""
+        """Whether a query around this SELECT can give it values: not at the top, in its WITH, or alone in its FROM."""
         node: exp.Expression = self.select
         while node.parent is not None:
             if isinstance(node.parent, exp.Select):
-                if node.arg_key == "with_":
-                    return False
-                return not (node.arg_key == "from_" and not node.parent.args.get("joins"))
+                alone = node.arg_key == "from_" and not node.parent.args.get("joins")
+                if node.arg_key != "with_" and not alone:
+                    return True
             node = node.parent
         return False
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from llmsql.planner.calls import calls_in
 from llmsql.planner.carry import keep_order, limit_first, stop_early
-from llmsql.planner.clauses import conjuncts
 from llmsql.planner.filters import stage_together
 from llmsql.planner.in_place import leave_what_must_stay
 from llmsql.planner.naming import name_calls
-from llmsql.planner.outer_joins import asking_conditions, is_filter
+from llmsql.planner.outer_joins import filters_to_where
 from llmsql.planner.planning import Planning
 from llmsql.planner.scope import Scope
 from llmsql.planner.staging import Staging
@@ -31,7 +29,7 @@ def plan_select(select: exp.Select, planning: Planning) -> None:
     if not scope.calls():
         return
     name_calls(scope)
-    _move_inner_join_calls(scope)
+    filters_to_where(scope)
     if not leave_what_must_stay(scope):
         return
     if isinstance(select.parent, exp.Exists) and not any(select.args.get(part) for part in ("limit", "offset")):
@@ -47,17 +45,3 @@ def plan_select(select: exp.Select, planning: Planning) -> None:
         staging.start_over()
     staging.stage_others()
     staging.hide_result_columns()
-
-
-def _move_inner_join_calls(scope: Scope) -> None:
-    """A predicate of an inner join that asks the model is one of WHERE, where it comes after the cheap ones."""
-    joins = scope.select.args.get("joins") or []
-    for index, join in enumerate(joins):
-        condition = join.args.get("on")
-        if condition is None or not is_filter(join, joins[index + 1 :]) or not calls_in(condition):
-            continue
-        asking = asking_conditions(scope, condition)
-        kept = [conjunct for conjunct in conjuncts(condition) if not any(conjunct is one for one in asking)]
-        for conjunct in asking:
-            scope.select.where(conjunct.copy(), copy=False)
-        join.set("on", exp.and_(*kept) if kept else exp.true())

@@ -1,0 +1,59 @@
+"""CTEs that the planner adds to a SELECT."""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from llmsql.planner.calls import has_llm_call
+from llmsql.planner.clauses import attach_ctes, table_named, visible_ctes
+from llmsql.planner.determinism import instability
+from llmsql.planner.planning import Planning, null_calls
+
+
+class Unmovable(Exception):
+    """A part of a statement cannot be written elsewhere; it must be planned as it stands."""
+
+
+def cte(name: str, query: exp.Select) -> exp.CTE:
+    """A CTE that is computed once."""
+    return exp.CTE(this=query, alias=exp.TableAlias(this=table_named(name).this), materialized=True)
+
+
+def add_ctes(select: exp.Select, ctes: list[exp.CTE]) -> None:
+    """Put CTEs before the SELECT, or before the set operation that it is a part of."""
+    owner: exp.Expression = select
+    while isinstance(owner.parent, exp.SetOperation):
+        owner = owner.parent
+    with_ = owner.args.get("with_")
+    if with_ is None:
+        owner.set("with_", exp.With(expressions=ctes))
+    else:
+        with_.set("expressions", [*with_.expressions, *ctes])
+
+
+def stable_sources(items: list[exp.Expression], select: exp.Select, planning: Planning) -> list[exp.CTE]:
+    """CTEs for those items of FROM that must not be read twice as they stand, which are put in their places.
+
+    Args:
+        items: of the FROM of `select`, or of a query inside it.
+        select: which the CTEs will be put before.
+        planning: of the statement.
+
+    Raises:
+        Unmovable: such an item depends on other parts of the statement; nothing is changed then.
+    """
+    ctes = visible_ctes(select)
+    unstable = [item for item in items if has_llm_call(item) or instability(item, planning.catalog, ctes)]
+    for item in unstable:
+        query = null_calls(exp.select("*").from_(item))
+        if not planning.catalog.binds(attach_ctes(query, [null_calls(one) for one in ctes])):
+            raise Unmovable
+    found = []
+    for item in unstable:
+        name = planning.catalog.fresh_name("source")
+        table = table_named(name)
+        if item.alias_or_name:
+            table.set("alias", exp.TableAlias(this=exp.to_identifier(item.alias_or_name, quoted=True)))
+        item.replace(table)
+        found.append(cte(name, exp.select("*").from_(item)))
+    return found
