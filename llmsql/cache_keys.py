@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from llmsql.functions import Call
 from llmsql.optimizer import encode
-from llmsql.settings import Settings
+from llmsql.settings import ENGINE_SWITCHES, Settings
 
 VERSION = 1  # to be raised whenever prompts are put together in another way
 DIGEST_SIZE = 16
-SWITCHES = ("plan", "deduplicate", "reorder", "prefix_sharing", "cascade")
+SWITCHES = ("plan", "deduplicate", "reorder", *ENGINE_SWITCHES)
 
 
 def row_keys(call: Call, fields: pa.Table, settings: Settings, model: bytes) -> list[bytes]:

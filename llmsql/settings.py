@@ -12,13 +12,15 @@ from typing import Any
 from llmsql.errors import SettingError
 from llmsql.result_cache import DEFAULT_SIZE
 
-ENGINE_SETTINGS = ("device", "dtype", "kv_memory", "max_batch_tokens", "prefix_sharing", "cascade", "trust_remote_code")
+ENGINE_SWITCHES = ("prefix_sharing", "share_in_step", "prefix_cache", "cascade", "fused", "forced_tokens")
+ENGINE_SETTINGS = ("device", "dtype", "kv_memory", "max_batch_tokens", *ENGINE_SWITCHES, "trust_remote_code")
 # Where an engine is: in this process, in one process per machine, or at an address of Arrow Flight.
 PROCESS, NODE = "process", "node"
 ADDRESSES = ("grpc://", "grpc+tcp://", "grpc+tls://", "grpc+unix://")
 SWITCHES = (
     *("plan", "deduplicate", "reorder", "short_circuit", "order_filters", "early_stop", "infer_types"),
-    *("prefix_sharing", "cascade", "trust_remote_code"),
+    *ENGINE_SWITCHES,
+    "trust_remote_code",
 )
 
 
@@ -51,7 +53,10 @@ class Settings:
         device: 'auto', 'cpu', 'cuda', 'cuda:1'; dtype: 'auto', 'float32', 'bfloat16', 'float16'.
         kv_memory: bytes for the KV cache, or a text such as '2GiB'; None takes a share of free memory.
         max_batch_tokens: tokens per step of the engine.
-        prefix_sharing: compute the KV of a shared prefix once; cascade: read it once per group in attention.
+        prefix_sharing: compute the KV of a shared prefix once; share_in_step: also for rows that begin in the same
+            step; prefix_cache: keep it from batch to batch; cascade: read it once per group in attention.
+        fused: run the fused decoder where there is one for the model, instead of transformers' modules.
+        forced_tokens: append what a schema leaves no choice about without asking the model.
         trust_remote_code: run Python code that a model folder brings with it.
     Where the engine is (see docs/serving.md):
         engine: 'process' is this one, 'node' one process that all sessions of this user on this machine share, and an
@@ -88,7 +93,11 @@ class Settings:
     kv_memory: int | str | None = None
     max_batch_tokens: int | None = None
     prefix_sharing: bool = True
+    share_in_step: bool = True
+    prefix_cache: bool = True
     cascade: bool = True
+    fused: bool = True
+    forced_tokens: bool = True
     trust_remote_code: bool = False
     engine: str | None = None
     token: str | None = field(default=None, repr=False)

@@ -48,6 +48,7 @@ def answers(reviews, sql=SQL, **settings):
     "settings",
     [
         {"prefix_sharing": False, "cascade": False},
+        {"share_in_step": False, "prefix_cache": False, "fused": False, "forced_tokens": False},
         {"cascade": False},
         {"reorder": False},
         {"deduplicate": False},

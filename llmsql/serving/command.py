@@ -17,7 +17,7 @@ from llmsql import models
 from llmsql.embedded import EmbeddedModel
 from llmsql.errors import LlmsqlError, SettingError
 from llmsql.serving.server import LOOPBACK, EngineServer, Limits, is_private
-from llmsql.settings import ENGINE_SETTINGS, Settings, memory_bytes
+from llmsql.settings import ENGINE_SETTINGS, ENGINE_SWITCHES, Settings, memory_bytes
 
 PORT = 8815
 
@@ -39,7 +39,7 @@ def serve(arguments: Sequence[str]) -> int:
 def served_fingerprint(model: EmbeddedModel, settings: Settings) -> bytes:
     """The model's own fingerprint, as clients would know it from its files, unless settings change its answers."""
     own = models.files_fingerprint(model)
-    names = ("dtype", "prefix_sharing", "cascade")
+    names = ("dtype", *ENGINE_SWITCHES)
     changed = {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(Settings(), name)}
     return hashlib.blake2b(own + json.dumps(changed).encode(), digest_size=16).digest() if changed else own
 
