@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -20,6 +23,7 @@ import llmsql
 from llmsql import CallError, LlmsqlError, ModelError, SettingError
 from llmsql.connection import connect, register
 from llmsql.functions import make_call
+from llmsql.serving.server import EngineServer
 from llmsql.settings import Settings
 from llmsql.testing import FakeModel
 
@@ -33,7 +37,7 @@ import llmsql.spark
 from llmsql.spark import llm, llm_classify, llm_filter
 from llmsql.spark.partition import PartitionFunction
 from llmsql.spark.requirements import check_java, check_pyspark
-from llmsql.spark.worker_models import worker_models
+from llmsql.spark.worker_models import placed, worker_models
 
 pytestmark = pytest.mark.spark
 
@@ -61,7 +65,8 @@ def spark(tmp_path_factory):
     except LlmsqlError as problem:
         pytest.skip(str(problem))
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
-    with mock.patch.dict(os.environ):
+    engines = tmp_path_factory.mktemp("run") / "d"  # where engine processes leave their traces
+    with mock.patch.dict(os.environ, LLMSQL_RUNTIME_DIR=str(engines)):
         os.environ.pop("PYSPARK_PYTHON", None)  # `register` sees to it that workers find llmsql
         session = (
             SparkSession.builder.master("local[2]")
@@ -82,9 +87,23 @@ def spark(tmp_path_factory):
         table = pa.table([pa.array(column, kind) for column, kind in zip(zip(*ROWS), types)], names=COLUMNS)
         session.createDataFrame(table).coalesce(1).createOrReplaceTempView("t")
         yield session
+        pids = [json.loads(file.read_text())["pid"] for file in engines.glob("*.json")]
+        assert all(runs(pid) for pid in pids), "idle workers hold their engines"
         session.stop()
+        end = time.monotonic() + 60
+        while any(runs(pid) for pid in pids):
+            assert time.monotonic() < end, "engine processes outlive the application"
+            time.sleep(0.05)
+        assert not [file for file in engines.glob("*") if file.suffix != ".lock"]
     with pytest.raises(LlmsqlError, match=r"no model yet: call llmsql\.spark\.register"):
         llm("Say", "title")
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def answers(frame):
@@ -333,10 +352,12 @@ class TestEngine:
         assert worker_models(folder, settings.changed(batch_rows=5)) is models
         assert worker_models(folder, settings.changed(dtype="float32")) is not models
 
-    def test_same_answers_as_duckdb_and_shared_prefixes(self, spark, folder):
+    @pytest.mark.parametrize("engine", ["node", "process"])
+    def test_same_answers_as_duckdb_and_shared_prefixes(self, spark, folder, engine):
         options = {"dtype": "float32", "max_output_tokens": 5, "device": "cpu", "cache": False}
         calls = ("llm('Say what', {title})", "llm_classify('Which?', {labels}, {title})")
-        llmsql.spark.register(spark, model=folder, **options)
+        own = {} if engine == "node" else {"engine": engine}  # a node's engine is the default
+        llmsql.spark.register(spark, model=folder, engine_linger=1, **own, **options)
         with connect(model=folder, **options) as con:
             con.execute("CREATE TABLE t (id INT, title TEXT, rating DOUBLE, kind TEXT)")
             con.executemany("INSERT INTO t VALUES (?, ?, ?, ?)", ROWS)
@@ -347,6 +368,44 @@ class TestEngine:
         done = llmsql.spark.statistics(spark)
         assert [stage.asked for stage in done.stages] == [3, 3]
         assert 0 < done.computed_tokens < done.prompt_tokens
+
+    def test_two_slots_share_one_engine(self, spark, folder):
+        known = {file.name for file in Path(os.environ["LLMSQL_RUNTIME_DIR"]).glob("*.json")}
+        llmsql.spark.register(spark, model=folder, engine_linger=1, max_batch_tokens=64, device="cpu", cache=False)
+        frame = spark.range(0, 8, 1, 2).select("id", llm_filter("Is it?", "id"), F.spark_partition_id().alias("part"))
+        found = frame.collect()  # two tasks at once, each in a worker of its own
+        assert {row.part for row in found} == {0, 1}
+        assert [row.id for row in found] == list(range(8))
+        new = {file.name for file in Path(os.environ["LLMSQL_RUNTIME_DIR"]).glob("*.json")} - known
+        assert len(new) == 1
+        (state,) = [json.loads((Path(os.environ["LLMSQL_RUNTIME_DIR"]) / name).read_text()) for name in new]
+        command = Path(f"/proc/{state['pid']}/cmdline").read_text()
+        assert "llmsql.serving.engine_process" in command
+        assert '"max_batch_tokens": 64' in command
+        environment = Path(f"/proc/{state['pid']}/environ").read_text().split("\0")
+        assert "OMP_NUM_THREADS=2" in environment, "the cores of both tasks"
+
+    def test_a_task_takes_the_gpu_that_spark_gave_it(self, monkeypatch):
+        gpu = SimpleNamespace(name="gpu", addresses=["3"])
+        task = SimpleNamespace(resources=lambda: {"gpu": gpu})
+        monkeypatch.setattr("llmsql.spark.worker_models.TaskContext.get", lambda: task)
+        assert placed(Settings(engine="node")).device == "cuda:3"
+        assert placed(Settings(engine="node", device="cuda:0")).device == "cuda:0"
+        assert placed(Settings(engine="process")).device == "auto"
+        assert placed(Settings(engine="node", engine_threads=5)).engine_threads == 5
+
+    def test_an_engine_at_an_address(self, spark, monkeypatch):
+        server = EngineServer(FakeModel(describe), name="fake", token="x", fingerprint=lambda: b"fake")
+        monkeypatch.setenv("LLMSQL_TOKEN", "x")  # of the driver; workers do not have it
+        try:
+            llmsql.spark.register(spark, engine=f"grpc://127.0.0.1:{server.port}", cache=False)
+            said = dict(answers(spark.sql("SELECT id, llm('Say', struct(title, rating)) FROM t")))
+            assert said[2] == "Say|title='blue whale'"
+            assert llmsql.spark.statistics(spark).model_calls == 4
+            with pytest.raises(ModelError, match="there is no such folder"):
+                llmsql.spark.register(spark, model="/no/such/model")
+        finally:
+            server.stop()
 
 
 def with_batches_of(spark, rows):

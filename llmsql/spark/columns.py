@@ -103,7 +103,7 @@ def _column(name: str, prompt: str, second: Any, fields: tuple[Field, ...], opti
         raise CallError(f"{name}: the prompt must be a text that is not empty, not {prompt!r}")
     call = make_call(name, prompt, second, options)
     registration = last_registration()
-    if call.model is not None:
+    if call.model is not None and registration.settings.address is None:  # else it is not on this machine
         call = replace(call, model=portable_name(call.model))
     # One struct of all fields is how their names reach the worker.
     return registration.function(name, call)(F.struct(*_columns(name, prompt, fields)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import weakref
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from llmsql import models
 from llmsql.errors import LlmsqlError, SettingError
 from llmsql.functions import FUNCTIONS, Call, cached_type
 from llmsql.model import Model
-from llmsql.settings import Settings
+from llmsql.settings import NODE, Settings
 from llmsql.spark.counters import Counters, make_counters, read_counters
 from llmsql.spark.partition import PartitionFunction, arrow_function
 from llmsql.statistics import QueryStatistics
@@ -52,7 +53,7 @@ _last: Registration | None = None
 
 
 def register(
-    spark: SparkSession, *, model: str | os.PathLike[str] | Model = models.DEMO, **settings: Any
+    spark: SparkSession, *, model: str | os.PathLike[str] | Model | None = None, **settings: Any
 ) -> SparkSession:
     """Add `llm`, `llm_filter` and `llm_classify` to Spark SQL, and make the Column functions use this model.
 
@@ -62,14 +63,16 @@ def register(
     for the Column functions; SQL calls take those of `settings`.
 
     Each partition is buffered up to `batch_rows` rows, its duplicates are dropped and the rest is ordered for prefix
-    reuse. Every Python worker loads the model once (Spark starts one for each task slot and each LLM call of a
-    statement), so it must be at the same path on every node, or a hub id. Workers need llmsql installed; they run the
-    interpreter that $PYSPARK_PYTHON names when the session starts, and without it, when Spark runs on this machine
-    alone (`local[...]`), that of this process.
+    reuse. The model is loaded by one process per node (and GPU), which all Python workers of the node ask, and which
+    ends `engine_linger` seconds after the last of them; so it must be at the same path on every node, or a hub id.
+    `engine="process"` lets every worker load it instead, and an address lets all ask an engine that `llmsql serve`
+    started. Workers need llmsql installed; they run the interpreter that $PYSPARK_PYTHON names when the session starts,
+    and without it, when Spark runs on this machine alone (`local[...]`), that of this process.
 
     Args:
         spark: the session; the same one comes back.
-        model: a model folder, a hub id, 'demo', or an object that answers, which is pickled to the workers.
+        model: a model folder, a hub id, 'demo' (the default), or an object that answers, which is pickled to the
+            workers and asked there.
         **settings: see `llmsql.settings.Settings`.
 
     Raises:
@@ -90,6 +93,7 @@ def register(
     context = spark.sparkContext
     if context.master.startswith("local") and not os.environ.get("PYSPARK_PYTHON"):
         context.pythonExec = sys.executable  # Spark's default is the first python3 on PATH, which may lack llmsql
+    checked = _for_workers(checked, context)
     registration = Registration(context, _portable_model(model, checked), checked, make_counters(context))
     for name in FUNCTIONS:
         spark.udf.register(name, registration.function(name))
@@ -135,10 +139,25 @@ def portable_name(name: str | os.PathLike[str]) -> str:
     return models.DEMO if os.fspath(name) == models.DEMO else resolved
 
 
-def _portable_model(model: str | os.PathLike[str] | Model, settings: Settings) -> str | Model:
+def _for_workers(settings: Settings, context: SparkContext) -> Settings:
+    """The settings as workers are to use them: what is left open is settled here, where the driver's variables are."""
+    if settings.address is not None and settings.token is None:
+        settings = settings.changed(token=os.environ.get("LLMSQL_TOKEN") or None)
+    if settings.engine is None and sys.platform != "win32":
+        settings = settings.changed(engine=NODE)
+    if settings.engine == NODE and settings.engine_threads is None:
+        local = re.fullmatch(r"local\[(\d+)(,.*)?\]", context.master)
+        cores = local[1] if local else context.getConf().get("spark.executor.cores")
+        settings = settings.changed(engine_threads=int(cores) if cores else None)
+    return settings
+
+
+def _portable_model(model: str | os.PathLike[str] | Model | None, settings: Settings) -> str | Model:
     """A name as in `portable_name`, or an object that answers and pickles."""
-    if isinstance(model, (str, os.PathLike)):
-        return portable_name(model)
+    if settings.address is not None and (model is None or isinstance(model, (str, os.PathLike))):
+        return "" if model is None else os.fspath(model)
+    if model is None or isinstance(model, (str, os.PathLike)):
+        return portable_name(models.DEMO if model is None else model)
     answering = models.open_model(model, settings)
     try:
         cloudpickle.dumps(answering)
