@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from llmsql.connection import connect, register
     from llmsql.interruption import InterruptError
     from llmsql.session import LlmsqlWarning, Session
+    from llmsql.statistics import QueryStatistics
+    from llmsql.table_functions import llm, llm_classify, llm_extract, llm_filter, llm_score
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,10 +40,16 @@ __all__ = [
     "LlmsqlWarning",
     "ModelError",
     "QueryError",
+    "QueryStatistics",
     "RowError",
     "Session",
     "SettingError",
     "connect",
+    "llm",
+    "llm_classify",
+    "llm_extract",
+    "llm_filter",
+    "llm_score",
     "register",
 ]
 
@@ -51,6 +59,8 @@ _LAZY = {
     "Session": "llmsql.session",
     "LlmsqlWarning": "llmsql.session",
     "InterruptError": "llmsql.interruption",
+    "QueryStatistics": "llmsql.statistics",
+    **dict.fromkeys(("llm", "llm_classify", "llm_extract", "llm_filter", "llm_score"), "llmsql.table_functions"),
 }
 
 

@@ -206,6 +206,16 @@ class Session:
         self._models.add(name, model)
 
     @property
+    def models(self) -> models.ModelSet:
+        """The session's models, for callers that ask them without SQL.
+
+        Raises:
+            ClosedError: the session is closed.
+        """
+        self._require_open()
+        return self._models
+
+    @property
     def cache(self) -> ResultCache | None:
         """The result cache: `cache.info()`, `cache.clear()`; None where answers are not kept (`cache=False`)."""
         return self._models.cache
@@ -317,19 +327,19 @@ class Session:
             plan = self._plan(tree, parameters, variables, in_transaction)
             begin(in_transaction)
             statistics.plan = plan.explain()
-            runner.run_steps(plan)
-            if analyze:
             kinds = (len(plan.steps), len(plan.stages), len(plan.in_place))
             LOG.info("planned in %.3f s: %d steps, %d stages, %d calls in place", time.perf_counter() - started, *kinds)
             LOG.debug("the plan of %s\n%s", text, statistics.plan)
+            runner.run_steps(plan)
+            if analyze:
                 rows = analyzed_rows(plan, runner, statistics)
             else:
                 result = self._finish(plan, runner)
         statistics.seconds = time.perf_counter() - started
-        self._warn(statistics)
-        return self._text_result(rows) if analyze else result
         counts = (statistics.model_calls, statistics.cached, sum(stage.failed for stage in statistics.stages))
         LOG.info("done in %.2f s: %d rows asked, %d from the cache, %d failed", statistics.seconds, *counts)
+        warn_of_failures(statistics)
+        return self._text_result(rows) if analyze else result
 
     def _dry(
         self,
@@ -378,9 +388,9 @@ class Session:
                     self._connection.execute("COMMIT" if keep else "ROLLBACK")
             except BaseException as problem:
                 stopped = self._interruption.requested
+                LOG.info("stopped by %s", type(problem).__name__)
                 self._interruption.close()
                 self._abandon(own_transaction, runner)
-                LOG.info("stopped by %s", type(problem).__name__)
                 cause = self._functions.error or problem
                 if stopped:
                     raise self._stopped(statistics) from problem
@@ -462,16 +472,18 @@ class Session:
             if name in self._results:
                 self._results.remove(name)
 
-    def _warn(self, statistics: QueryStatistics) -> None:
-        failed = sum(stage.failed for stage in statistics.stages)
-        if failed:
-            first = statistics.errors[0]
-            warnings.warn(
-                f"{failed} of {statistics.model_calls} rows failed and are NULL; the first: {first.error} "
-                "(all reasons: SELECT * FROM llm_errors())",
-                LlmsqlWarning,
-                stacklevel=4,
-            )
+
+def warn_of_failures(statistics: QueryStatistics) -> None:
+    """Warn where rows failed, with their count and the first reason."""
+    failed = sum(stage.failed for stage in statistics.stages)
+    if failed:
+        first = statistics.errors[0]
+        warnings.warn(
+            f"{failed} of {statistics.model_calls} rows failed and are NULL; the first: {first.error} "
+            "(all reasons: SELECT * FROM llm_errors())",
+            LlmsqlWarning,
+            stacklevel=4,
+        )
 
 
 class _Result:
