@@ -281,7 +281,7 @@ class Session:
             in_place_prefix=self._functions.in_place_prefix,
         )
         settings = self.settings
-        switches = Switches(settings.short_circuit, settings.order_filters, settings.early_stop)
+        switches = Switches(settings.short_circuit, settings.order_filters, settings.early_stop, settings.infer_types)
         return plan_statement(tree, catalog, stage_calls=settings.plan, switches=switches)
 
     def _runner(self, variables: dict[str, Any]) -> Run:

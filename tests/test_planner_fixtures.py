@@ -95,14 +95,14 @@ def setup_sql() -> str:
 
 @pytest.fixture(scope="module")
 def planned(setup_sql):
-    with llmsql.connect(model=FakeModel(answer)) as session:
+    with llmsql.connect(model=FakeModel(answer), infer_types=False) as session:
         session.execute(setup_sql)
         yield session
 
 
 @pytest.fixture(scope="module")
 def in_place(setup_sql):
-    with llmsql.connect(model=FakeModel(answer), plan=False) as session:
+    with llmsql.connect(model=FakeModel(answer), plan=False, infer_types=False) as session:
         session.execute(setup_sql)
         yield session
 

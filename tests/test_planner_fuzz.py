@@ -180,8 +180,8 @@ SMALL_STEPS = {"SMALLEST_SAMPLE": 1, "FIRST_ROWS": 3, "FIRST_BATCH": 4, "GROWTH"
 def sessions():
     with (
         pytest.MonkeyPatch.context() as patch,
-        llmsql.connect(model=RecordingModel()) as planned,
-        llmsql.connect(model=FakeModel(answer), plan=False) as in_place,
+        llmsql.connect(model=RecordingModel(), infer_types=False) as planned,
+        llmsql.connect(model=FakeModel(answer), plan=False, infer_types=False) as in_place,
     ):
         for name, value in SMALL_STEPS.items():  # the tables are small, too
             patch.setattr(filtering, name, value)

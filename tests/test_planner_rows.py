@@ -36,7 +36,7 @@ SETUP = (
 
 @pytest.fixture
 def con():
-    with llmsql.connect(model=RecordingModel(digits)) as session:
+    with llmsql.connect(model=RecordingModel(digits), infer_types=False) as session:
         session.execute(SETUP)
         yield session
 
@@ -102,7 +102,7 @@ class TestHazards:
     ],
 )
 def test_short_circuit_on_equals_off(con, sql, with_guards, without):
-    with llmsql.connect(model=FakeModel(digits), short_circuit=False) as off:
+    with llmsql.connect(model=FakeModel(digits), short_circuit=False, infer_types=False) as off:
         off.execute(SETUP)
         assert sorted(off.sql(sql).fetchall()) == sorted(con.sql(sql).fetchall())
         assert (con.last_query.model_calls, off.last_query.model_calls) == (with_guards, without)

@@ -24,7 +24,7 @@ def answer(prompt, fields, options):
 
 @pytest.fixture
 def con():
-    with llmsql.connect(model=FakeModel(answer)) as session:
+    with llmsql.connect(model=FakeModel(answer), infer_types=False) as session:
         session.execute(SETUP)
         yield session
 

@@ -231,7 +231,7 @@ class TestErrors:
             ("SELECT llm('Say', x, temperature := -1) FROM t", "'temperature' must be", 1, 8),
             ("SELECT llm('Say', x, max_tokens := id) FROM t", "must be constant", 1, 8),
             ("SELECT llm('About {nobody}', x) FROM t", "no such field", 1, 8),
-            ("SELECT 1 FROM t WHERE id > 2 AND llm_agg('Say', x)", "not available", 1, 34),
+            ("SELECT 1 FROM t WHERE id > 2 AND llm_agg('Say', x)", "WHERE sees rows", 1, 34),
             ("SELECT 1 FROM t WHERE id > 2 AND llm_extract('Say')", "a schema", 1, 34),
             ("SELECT llm_extract('Say', x, id) FROM t", "the schema must be constant", 1, 8),
             ("SELECT llm_extract('Say', 'INT', x) FROM t", "no members", 1, 8),

@@ -29,7 +29,9 @@ def name_outputs(select: exp.Select, dialect: str) -> None:
     """Give a result column that holds a call the call's text as its name, as DuckDB would."""
     for item in select.expressions:
         if not isinstance(item, exp.Alias) and calls_in(item):
-            item.replace(exp.alias_(item, call_text(item, dialect), quoted=True))
+            named = exp.Alias(alias=exp.to_identifier(call_text(item, dialect), quoted=True))
+            item.replace(named)
+            named.set("this", item)  # not a copy: who looks at a call in it keeps it
 
 
 def _expand_aliases(scope: Scope) -> None:

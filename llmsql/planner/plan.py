@@ -17,7 +17,7 @@ class Stage:
 
     `input_sql` yields the columns named in `columns` (the prompt first when it is not constant) and a count `n` of the
     rows behind each tuple. The answers become a relation `name` with columns `keys` (equal to `columns` by position)
-    and `value`.
+    and `value`. `inferred`: the type of the answers, and what in the statement says so, where the call does not.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Stage:
     value: str
     input_sql: str
     place: str
+    inferred: str | None = None
 
     @property
     def has_prompt_column(self) -> bool:
@@ -135,6 +136,7 @@ def _explain_stage(head: str, stage: Stage, notes: Mapping[str, str]) -> list[st
     return [
         f"{head}ask {stage.call_sql}",
         f"{space}  for {stage.place}; fields: {', '.join(stage.fields)}",
+        *([f"{space}  answer: {stage.inferred}"] if stage.inferred else []),
         f"{space}  input: {stage.input_sql}",
         *([] if note is None else [f"{space}  {note}"]),
     ]

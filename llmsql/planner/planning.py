@@ -17,6 +17,7 @@ TAG = "llmsql_select"
 TEXT = "llmsql_text"
 CORRELATED = "llmsql_correlated"
 TYPE = "llmsql_type"  # of the call's value
+INFERRED = "llmsql_inferred"  # the type or choices that the call's place in the statement gave it, and why
 ANY_ORDER = "llmsql_any_order"  # a SELECT whose rows come in any order
 SAME_IN_GROUP = "llmsql_same_in_group"  # any_value() around an answer that is the same in all rows of a group
 
@@ -28,6 +29,7 @@ class Switches:
     short_circuit: bool = True
     order_filters: bool = True
     early_stop: bool = True
+    infer_types: bool = True
 
 
 @dataclass

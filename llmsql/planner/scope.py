@@ -89,6 +89,11 @@ class Scope:
         """The names, in lower case, of the columns of FROM."""
         return [name.lower() for name, _ in self._described_source()]
 
+    def column_type(self, column: exp.Column) -> str | None:
+        """The SQL type of a column of FROM; None where it is not known, or several columns are called so."""
+        kinds = {kind for name, kind in self._described_source() if name.lower() == column.name.lower()}
+        return kinds.pop() if len(kinds) == 1 else None
+
     def is_text(self, column: exp.Expression) -> bool | None:
         """Whether a column of FROM or a parameter holds texts; None when that is not known."""
         if isinstance(column, exp.Placeholder):

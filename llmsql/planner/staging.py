@@ -14,7 +14,7 @@ from llmsql.planner.grouping import Grouping
 from llmsql.planner.guards import any_guard, guard
 from llmsql.planner.hazards import attempt, holds_or_raises, may_raise
 from llmsql.planner.plan import Stage
-from llmsql.planner.planning import SAME_IN_GROUP, TEXT, is_left_in_place
+from llmsql.planner.planning import INFERRED, SAME_IN_GROUP, TEXT, is_left_in_place
 from llmsql.planner.products import reduce_products
 from llmsql.planner.scope import Scope, WhereParts
 from llmsql.planner.siblings import Siblings
@@ -182,6 +182,7 @@ class Staging:
             value=f"{name}_value",
             input_sql=source.sql(dialect=dialect),
             place=CLAUSES.get(place, place.upper()),
+            inferred=node.meta.get(INFERRED),
         )
         self.scope.planning.steps.append(stage)
         self._staged[key] = stage

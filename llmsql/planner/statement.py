@@ -13,6 +13,7 @@ from llmsql.planner.catalog import Catalog
 from llmsql.planner.clauses import attach_ctes, is_star, over_sources, visible_ctes
 from llmsql.planner.creates import ask_nothing_reason
 from llmsql.planner.group_calls import write_group_calls
+from llmsql.planner.inference import infer_types
 from llmsql.planner.plan import InPlace, Plan
 from llmsql.planner.planning import IN_PLACE_PREFIX, TAG, TYPE, Planning, Switches, call_type, in_place_call, null_calls
 from llmsql.planner.restating import restate
@@ -40,6 +41,8 @@ def plan_statement(
         QueryError: the statement does not bind.
     """
     note_types(statement, catalog)
+    if switches is None or switches.infer_types:
+        infer_types(statement, catalog)
     write_group_calls(statement, catalog)
     nothing = ask_nothing_reason(statement, catalog)
     reading: Reading | str | None = None
