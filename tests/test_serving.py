@@ -28,7 +28,7 @@ from llmsql.serving import protocol
 from llmsql.serving.engine_client import EngineClient, LostError
 from llmsql.serving.protocol import Question, flight
 from llmsql.serving.remote_model import RemoteModel
-from llmsql.serving.server import EngineServer, Limits
+from llmsql.serving.server import EngineServer, Limits, is_private
 from llmsql.settings import Settings
 from llmsql.statistics import StageStatistics
 from llmsql.testing import FakeModel
@@ -262,6 +262,12 @@ class TestErrors:
         with pytest.raises(ModelError, match=r"the engine at grpc://127.0.0.1:\d+ cannot be reached: .*refused"):
             llmsql.connect(engine=address(server))
 
+    def test_a_forked_process_is_told(self, monkeypatch):
+        with served(FakeModel(describe)) as server, client(server) as model:
+            monkeypatch.setattr("os.getpid", lambda: -1)
+            with pytest.raises(ModelError, match="this process was forked from one that uses the engine"):
+                ask(model, pa.table({"x": ["a"]}))
+
     def test_something_else_listens_there(self):
         class Other(flight.FlightServerBase):
             def do_action(self, context, action):
@@ -302,8 +308,10 @@ class TestErrors:
             with pytest.raises(SettingError, match=message):
                 llmsql.connect(**options)
         assert "secret" not in repr(Settings.make({"engine": "grpc://x:1", "token": "secret"}))
-        with pytest.raises(SettingError, match=r"grpc://0.0.0.0:0 can be reached from other machines: give a token"):
-            EngineServer(FakeModel(describe), name="x", location="grpc://0.0.0.0:0")
+        for host in ("0.0.0.0", "[::]", "127.evil.example", "10.0.0.1"):
+            with pytest.raises(SettingError, match=r"can be reached from other machines: give a token"):
+                EngineServer(FakeModel(describe), name="x", location=f"grpc://{host}:0")
+        assert all(is_private(f"grpc://{host}:1") for host in ("localhost", "127.1.2.3", "[::1]"))
 
 
 class TestBadClients:

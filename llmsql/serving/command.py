@@ -54,7 +54,7 @@ def _serve(options: argparse.Namespace) -> int:
     if token is None and not is_private(location):
         raise SettingError(
             f"{options.host} can be reached from other machines: give a token (--token-file FILE, or $LLMSQL_TOKEN), "
-            f"or listen on {LOOPBACK[1]}"
+            f"or listen on {LOOPBACK}"
         )
     limits = Limits(memory_bytes("--max-request-bytes", options.max_request_bytes), options.max_requests)
     given = {name: value for name in ENGINE_SETTINGS if (value := getattr(options, name, None)) not in (None, False)}
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve a model to other processes and machines: llmsql.connect(engine='grpc://host:port').",
     )
     parser.add_argument("model", help="a model folder, a hub id, or 'demo'")
-    parser.add_argument("--host", default=LOOPBACK[1], help="where to listen (default: this machine only)")
+    parser.add_argument("--host", default=LOOPBACK, help="where to listen (default: this machine only)")
     parser.add_argument("--port", type=int, default=PORT, help=f"0 takes a free one (default: {PORT})")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="holds what clients must show")
     parser.add_argument("--token", help="the same on the command line, where other users of the machine may see it")

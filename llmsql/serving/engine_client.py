@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llmsql.errors import ModelError
+from llmsql.errors import LlmsqlError, ModelError
 from llmsql.serving import protocol
 from llmsql.serving.ahead import Ahead, interruptible
 from llmsql.serving.protocol import Question, flight
@@ -171,7 +171,7 @@ class EngineClient:
         except (flight.FlightError, pa.ArrowException, OSError) as problem:
             raise self._meant(problem) from problem
 
-    def _meant(self, problem: Exception) -> ModelError:
+    def _meant(self, problem: Exception) -> LlmsqlError:
         """What a problem on the wire means."""
         if isinstance(problem, flight.FlightUnauthenticatedError):
             return ModelError(
@@ -180,7 +180,7 @@ class EngineClient:
         if isinstance(problem, flight.FlightError):
             said = protocol.read_failure(problem)
             if said is not None:
-                return said  # type: ignore[return-value]
+                return said
         text = str(problem).split(" gRPC client debug context")[0].split("error, with message: ")[-1].rstrip(". ")
         if isinstance(problem, NotImplementedError) or "UNIMPLEMENTED" in str(problem):
             return ModelError(f"there is something at {self.location}, but it is no llmsql engine ({text})")

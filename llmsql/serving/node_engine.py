@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import llmsql
-from llmsql.errors import ModelError
+from llmsql.errors import ModelError, SettingError
 from llmsql.serving.engine_client import EngineClient, LostError
 from llmsql.serving.private_files import FileLock, read_private, runtime_folder
 from llmsql.serving.protocol import PROTOCOL
@@ -162,7 +162,12 @@ def node_model(name: str, settings: Settings, key: tuple[object, ...]) -> Remote
         name: as `models.resolve` gives it.
         settings: the session's.
         key: see `RemoteModel`.
+
+    Raises:
+        SettingError: on Windows, which has none of the locks and sockets that this needs.
     """
+    if sys.platform == "win32":
+        raise SettingError("engine='node' needs Unix sockets and file locks: use 'process', or `llmsql serve`")
     threads = {} if settings.engine_threads is None else {"OMP_NUM_THREADS": str(settings.engine_threads)}
     node = NodeEngine(name, settings.engine_options(), linger=settings.engine_linger, environment=threads)
     return node.model(key)

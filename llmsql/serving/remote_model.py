@@ -58,6 +58,7 @@ class RemoteModel:
         self._last_words = last_words
         self._client: EngineClient | None = None
         self._fingerprint: bytes | None = None
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -182,6 +183,11 @@ class RemoteModel:
         raise AssertionError("the last attempt returns or raises")
 
     def _connected(self) -> EngineClient:
+        if os.getpid() != self._process:
+            raise ModelError(
+                f"this process was forked from one that uses {self.name}, whose connection it cannot use: start "
+                "processes with multiprocessing's 'spawn', and connect in them"
+            )
         with self._lock:
             if self._closed:
                 raise ClosedError(f"the connection to {self.name} is closed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from llmsql.serving.private_files import read_pem
 from llmsql.serving.protocol import Question, flight
 from llmsql.statistics import StageStatistics
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK = "127.0.0.1"
 WATCH = 0.25  # seconds between looks at whether a client is still there
 ANSWERS_AHEAD = 1024  # of a client that reads slowly
 SHUTDOWN = 5.0  # seconds for calls to end
@@ -90,9 +91,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         if token is not None:
             options["middleware"] = {"token": _TokenCheck(token)}
         elif not is_private(location):
-            raise SettingError(
-                f"{location} can be reached from other machines: give a token, or listen on {LOOPBACK[1]}"
-            )
+            raise SettingError(f"{location} can be reached from other machines: give a token, or listen on {LOOPBACK}")
         if certificate is not None:
             options["tls_certificates"] = [tuple(read_pem(path) for path in certificate)]
         try:
@@ -301,7 +300,10 @@ def is_private(location: str) -> bool:
     if location.startswith("grpc+unix:"):
         return True
     host = location.split("://", 1)[-1].rsplit(":", 1)[0].strip("[]")
-    return host in LOOPBACK or host.startswith("127.")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may mean anything
+        return False
 
 
 @contextmanager
