@@ -42,6 +42,7 @@ class Halves:
         self._items: dict[str, exp.Expression] = {}
         self.aliases = {item.alias.lower(): item for item in self.select.expressions if isinstance(item, exp.Alias)}
         self._source_columns = set(scope.source_columns())
+        self._shared = _shared_names(scope)
         self._sources = {item.alias_or_name.lower() for item in sources(self.select)}
         self._require_cuttable()
 
@@ -56,7 +57,7 @@ class Halves:
             if not isinstance(node, exp.Column) or isinstance(node.this, exp.Star):
                 return node
             name, table = node.name.lower(), node.table.lower()
-            if table in self._sources and not node.args.get("db") and f"{name}_1" not in self._source_columns:
+            if table in self._sources and not node.args.get("db") and name not in self._shared:
                 table = ""
             return exp.column(name, table=table or None, quoted=True)
 
@@ -192,6 +193,15 @@ class Halves:
         for name in ABOVE:
             value = self.select.args.get(name)
             yield from value if isinstance(value, list) else [value] if value is not None else []
+
+
+def _shared_names(scope: Scope) -> set[str]:
+    """The names of columns that more than one source has, those that USING makes one included."""
+    names = scope.source_columns()
+    using = [
+        column.name.lower() for join in scope.select.args.get("joins") or [] for column in join.args.get("using") or []
+    ]
+    return {name for name in names if names.count(name) > 1 or f"{name}_1" in names} | set(using)
 
 
 def leading(conditions: list[exp.Expression], holds: Callable[[exp.Expression], bool]) -> int:
