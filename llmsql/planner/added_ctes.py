@@ -45,7 +45,7 @@ def stable_sources(items: list[exp.Expression], select: exp.Select, planning: Pl
     ctes = visible_ctes(select)
     unstable = [item for item in items if has_llm_call(item) or instability(item, planning.catalog, ctes)]
     for item in unstable:
-        query = null_calls(exp.select("*").from_(item))
+        query = null_calls(exp.select("*").from_(item.copy()))
         if not planning.catalog.binds(attach_ctes(query, [null_calls(one) for one in ctes])):
             raise Unmovable
     found = []

@@ -31,11 +31,24 @@ def over_sources(
 
 
 def attach_ctes(query: exp.Select, ctes: list[exp.CTE]) -> exp.Select:
-    """The query with copies of these CTEs before it."""
-    if ctes:
-        recursive = any(cte.parent is not None and cte.parent.args.get("recursive") for cte in ctes)
-        query.set("with_", exp.With(expressions=[cte.copy() for cte in ctes], recursive=recursive))
+    """The query with copies of those of these CTEs before it that it reads."""
+    needed = _read_by(query, ctes)
+    if needed:
+        recursive = any(cte.parent is not None and cte.parent.args.get("recursive") for cte in needed)
+        query.set("with_", exp.With(expressions=[cte.copy() for cte in needed], recursive=recursive))
     return query
+
+
+def _read_by(query: exp.Select, ctes: list[exp.CTE]) -> list[exp.CTE]:
+    """The CTEs that a query reads, or that one of those reads."""
+    needed: list[exp.CTE] = []
+    waiting: list[exp.Expression] = [query]
+    while waiting:
+        names = {table.name.lower() for table in waiting.pop().find_all(exp.Table)}
+        found = [cte for cte in ctes if cte.alias.lower() in names and not any(cte is one for one in needed)]
+        needed += found
+        waiting += found
+    return [cte for cte in ctes if any(cte is one for one in needed)]
 
 
 def visible_ctes(select: exp.Expression) -> list[exp.CTE]:

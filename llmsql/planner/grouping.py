@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sqlglot import exp
 
 from llmsql.planner.catalog import Catalog
 
+SETS = (exp.Rollup, exp.Cube, exp.GroupingSets, exp.Tuple, exp.Paren)  # of GROUP BY
 WRAPPERS = (exp.Filter, exp.IgnoreNulls, exp.RespectNulls, exp.WithinGroup)  # of a function, its modifiers
 
 
@@ -22,7 +25,7 @@ class Grouping:
         group = select.args.get("group")
         self.all = bool(group is not None and group.args.get("all"))
         self.has_sets = group is not None and group.find(exp.GroupingSets, exp.Cube, exp.Rollup) is not None
-        self.keys = list(group.expressions) if group is not None else []
+        self.keys = list(group_keys(group)) if group is not None else []
         self.is_grouped = group is not None or any(
             self._aggregate_in(item)
             for item in [*select.expressions, *([select.args["having"]] if select.args.get("having") else [])]
@@ -70,6 +73,15 @@ class Grouping:
 
     def _is_aggregate(self, node: exp.Expression) -> bool:
         return is_aggregate(node, self.catalog)
+
+
+def group_keys(group: exp.Expression) -> Iterator[exp.Expression]:
+    """The expressions that GROUP BY groups by as they are written, those of its sets included."""
+    for part in group.iter_expressions():
+        if isinstance(part, SETS):
+            yield from group_keys(part)
+        else:
+            yield part
 
 
 def is_aggregate(node: exp.Expression, catalog: Catalog) -> bool:

@@ -16,13 +16,11 @@ from sqlglot import exp
 
 from llmsql.planner.calls import calls_in
 from llmsql.planner.clauses import clause_of
-from llmsql.planner.grouping import WRAPPERS, Grouping, is_aggregate
+from llmsql.planner.grouping import SETS, WRAPPERS, Grouping, group_keys, is_aggregate
 from llmsql.planner.halves import BELOW, Halves, Uncuttable, clause_conjuncts, leading
 from llmsql.planner.naming import name_calls
 from llmsql.planner.planning import ANY_ORDER, CORRELATED
 from llmsql.planner.scope import Scope
-
-SETS = (exp.Rollup, exp.Cube, exp.GroupingSets, exp.Tuple, exp.Paren)
 
 
 def group_first(scope: Scope) -> bool:
@@ -60,7 +58,7 @@ def _cut(scope: Scope) -> None:
         return is_aggregate(node, catalog)
 
     group = _resolved(halves, select.args.get("group"))
-    keys |= {halves.text(key) for key in _keys(group)}
+    keys |= {halves.text(key) for key in group_keys(group)}
     having = [halves.expand_aliases(condition) for condition in clause_conjuncts(select, "having")]
     plain = leading(having, lambda condition: not calls_in(condition))
     where = [halves.above(condition) for condition in having[plain:]]
@@ -106,15 +104,6 @@ def _resolved(halves: Halves, group: exp.Group | None) -> exp.Group:
         if isinstance(value, list):
             resolved.set(name, [resolve(part) for part in value])
     return resolved
-
-
-def _keys(node: exp.Expression) -> Iterator[exp.Expression]:
-    """The expressions that GROUP BY groups by, those of its sets included."""
-    for part in node.iter_expressions():
-        if isinstance(part, SETS):
-            yield from _keys(part)
-        else:
-            yield part
 
 
 def _keys_of_all(halves: Halves) -> Iterator[exp.Expression]:

@@ -86,7 +86,7 @@ def _call_reason(scope: Scope, node: exp.Anonymous) -> str | None:
     if node.meta.get(CORRELATED):
         return "the query around it gives it values (a correlated subquery)"
     place = clause_of(node, scope.select)
-    if isinstance(node.find_ancestor(exp.Lambda, exp.Select), exp.Lambda):
+    if _sees_elements(node):
         return "it sees the elements of a list, not rows"
     if place in ("from_", "joins", "laterals", "pivots"):
         return "it stands in FROM"
@@ -110,6 +110,18 @@ def _call_reason(scope: Scope, node: exp.Anonymous) -> str | None:
     if grouping.has_sets and grouping.is_after_grouping(node):
         return "it stands above GROUPING SETS"
     return None
+
+
+def _sees_elements(node: exp.Anonymous) -> bool:
+    """Whether a parameter of a lambda around the call stands in the call."""
+    names = {
+        parameter.name.lower()
+        for outer in ancestors(node)
+        if isinstance(outer, exp.Lambda)
+        for parameter in outer.expressions
+    }
+    used = [part for part in node.find_all(exp.Identifier) if part.arg_key != "alias"]
+    return any(part.name.lower() in names and not isinstance(part.parent, exp.Column) for part in used)
 
 
 def _leave_all(scope: Scope, reason: str) -> None:

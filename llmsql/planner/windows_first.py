@@ -29,7 +29,8 @@ def windows_first(scope: Scope) -> bool:
         CallError: a call is written wrongly.
     """
     select = scope.select
-    if select.find(exp.Window) is None or Grouping(select, scope.catalog).is_grouped:
+    windows = [window for window in select.find_all(exp.Window) if window.find_ancestor(exp.Select) is select]
+    if not windows or Grouping(select, scope.catalog).is_grouped:
         return False
     name_calls(scope)
     above = [node for node in scope.calls() if clause_of(node, select) not in BELOW and not _in_window(node, select)]
