@@ -176,11 +176,12 @@ class PlanRunner:
             prompts=prompts,
             on_progress=advance,
         )
+        answered_name = f"{table.name}_answered"  # no table of the user has such a name
         answered = pa.table({"id": batch.column("id"), "value": values})
         self._run(
-            f"INSERT INTO {table.values} SELECT id, any_value(value) FROM llmsql_answered GROUP BY id",
+            f"INSERT INTO {table.values} SELECT id, any_value(value) FROM {answered_name} GROUP BY id",
             {},
-            llmsql_answered=answered,
+            **{answered_name: answered},
         )
 
 

@@ -47,8 +47,9 @@ from llmsql.statistics import QueryStatistics
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 T = TypeVar("T")
 LOG = logging.getLogger(__name__)
-ERRORS_TABLE = "llmsql_errors"  # what llm_errors() reads
+ERRORS_TABLE = "__llmsql_errors"  # what llm_errors() reads
 EXPLAINED_ROWS = 10_000  # of a stage at most, whose tokens EXPLAIN counts
+FETCHING = ("fetch", "description", "rowcount", "df", "pl", "arrow", "to_", "torch", "tf", "complete", "abort")
 EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
 
 
@@ -92,6 +93,7 @@ class Session:
         self._results: list[str] = []  # temporary tables behind relations that are still in use
         self._unused: list[str] = []  # ... and those whose last relation is gone
         self._executed: pa.Table | None = None
+        self._count_is_open = False
         self._finalizer = weakref.finalize(self, _release, self._functions, self._models)
 
     # -- statements ---------------------------------------------------------------------------------------------------
@@ -142,6 +144,7 @@ class Session:
                 if result is not None:
                     self._executed = result.keep
                     self._connection.execute(result.sql())
+                    self._count_is_open = result.is_count
             return self
 
     def explain(self, query: str, *, params: Parameters = None) -> str:
@@ -243,6 +246,8 @@ class Session:
         if name.startswith("_"):
             raise AttributeError(name)
         self._require_open()
+        if not name.startswith(FETCHING):
+            self._close_count()
         return getattr(self._connection, name)
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -251,9 +256,17 @@ class Session:
         if self._closed:
             raise ClosedError("this session is closed; make a new one with llmsql.connect")
 
+    def _close_count(self) -> None:
+        """End the result of a statement that only counted its rows; DuckDB 2 refuses other work while one is open."""
+        if self._count_is_open:
+            self._count_is_open = False
+            if hasattr(self._connection, "complete"):
+                self._connection.complete()
+
     def _statements(self, query: str) -> list[tuple[str, exp.Expression | None]]:
         """Each statement of the text, with its tree when it holds LLM calls."""
         self._require_open()
+        self._close_count()
         self._drop_results(self._unused)
         if not mentions_llm_call(query):
             return [(query, None)]
@@ -428,7 +441,11 @@ class Session:
         if not plan.is_query:
             rows = runner.run_with_parameters(plan.final_sql)
             names = [column[0] for column in self._connection.description or []]
-            return self._returned(names, rows) if rows or plan.returns_rows else None
+            if not rows and not plan.returns_rows:
+                return None
+            result = self._returned(names, rows)
+            result.is_count = not plan.returns_rows
+            return result
         described = runner.run_with_parameters(f"DESCRIBE {plan.final_sql}")
         result = self._new_result([row[0] for row in described])
         columns = ", ".join(f"c{number}" for number in range(len(described)))
@@ -453,7 +470,9 @@ class Session:
         return result
 
     def _new_result(self, names: list[str]) -> _Result:
-        result = _Result(DuckDBCatalog.new_name("result"), tuple(names), pa.table({"c0": pa.nulls(1)}))
+        # The name stands in DuckDB's message about a relation that is used after the session was closed.
+        name = DuckDBCatalog.new_name("result_until_the_session_closes")
+        result = _Result(name, tuple(names), pa.table({"c0": pa.nulls(1)}))
         self._results.append(result.name)
         weakref.finalize(result.keep, self._unused.append, result.name).atexit = False
         return result
@@ -462,8 +481,9 @@ class Session:
         if result is None:
             return None
         # The relation, and all that are built on it, hold the Arrow table `keep`: when it goes, the rows can go too.
-        sql = result.sql(f"{result.name} UNION ALL BY NAME SELECT NULL AS c0 FROM llmsql_keep WHERE false")
-        return run_with_variables(partial(self._connection.sql, sql), {"llmsql_keep": result.keep})
+        keep = f"{result.name}_keep"  # no table of the user has such a name; it would come before the variable
+        sql = result.sql(f"{result.name} UNION ALL BY NAME SELECT NULL AS c0 FROM {keep} WHERE false")
+        return run_with_variables(partial(self._connection.sql, sql), {keep: result.keep})
 
     def _drop_results(self, names: list[str]) -> None:
         while names:
@@ -493,6 +513,7 @@ class _Result:
         self.name = name
         self.columns = columns
         self.keep = keep
+        self.is_count = False  # all that it says is how many rows were written
 
     def sql(self, source: str | None = None) -> str:
         """A query for the rows under their own names."""

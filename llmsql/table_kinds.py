@@ -156,8 +156,8 @@ class DuckDBRelation(ArrowTable):
         return self._given(super().with_column(name, values))
 
     def _given(self, table: pa.Table) -> Any:
-        sql = "FROM llmsql_result"
-        return run_with_variables(partial(self._relation.query, "__llmsql_input", sql), {"llmsql_result": table})
+        sql = "FROM __llmsql_result"
+        return run_with_variables(partial(self._relation.query, "__llmsql_input", sql), {"__llmsql_result": table})
 
 
 def _batch(table: pa.Table) -> pa.RecordBatch:
