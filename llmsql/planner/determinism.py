@@ -23,6 +23,10 @@ def instability(source: exp.Expression, catalog: Catalog, ctes: list[exp.CTE]) -
     for kind, reason in UNSTABLE_NODES:
         if source.find(kind) is not None:
             return reason
+    if any(distinct.args.get("on") for distinct in source.find_all(exp.Distinct)):
+        return "DISTINCT ON may choose other rows each time"
+    if any(catalog.is_aggregate(function.name) for function in source.find_all(exp.Anonymous)):
+        return "an aggregate need not be equal to the last bit each time"
     name = volatile_function(source, catalog)
     if name is not None:
         return f"{name}() answers anew each time"

@@ -6,13 +6,14 @@ from sqlglot import exp
 
 from llmsql.planner.calls import own_calls
 from llmsql.planner.correlated import meet_first
+from llmsql.planner.distinct_first import distinct_first
 from llmsql.planner.groups_first import group_first
 from llmsql.planner.outer_joins import pairs_first
 from llmsql.planner.planning import Planning
 from llmsql.planner.scope import Scope
 from llmsql.planner.windows_first import windows_first
 
-REWRITES = (pairs_first, meet_first, group_first, windows_first)
+REWRITES = (pairs_first, meet_first, group_first, windows_first, distinct_first)
 
 
 def restate(statement: exp.Expression, planning: Planning) -> None:
