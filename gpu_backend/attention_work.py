@@ -41,6 +41,7 @@ def plan_work(
     *,
     processors: int,
     min_segment_keys: int = MIN_SEGMENT_KEYS,
+    keys_to_come: int = 0,
 ) -> WorkList:
     """Cut a step's attention into programs, on the CPU; O(query tokens + nodes on all paths).
 
@@ -48,14 +49,17 @@ def plan_work(
     smallest tile at most go to one launch and all others to a second one, with the tile that fits them. Where a launch
     has too few programs for the device's `processors`, keys are cut too, into runs of about equal length; never where
     `processors` is 0.
+
+    With `keys_to_come` the list also serves when so many keys have come behind each row's last, once its
+    `entry_position` is brought up to date: the kernel goes by the node table for where a node's keys end.
     """
-    units = _units(table, groups)
+    units = _units(table, groups, keys_to_come)
     lanes = np.diff(units.start) * layer.group
     narrow = layer.limits.smallest
     wide = max(narrow, min(max(next_power_of_two(int(lanes.max(initial=1))), WIDE), layer.limits.largest))
     launches = []
     for block_m, chosen in ((narrow, (lanes > 0) & (lanes <= narrow)), (wide, lanes > narrow)):
-        blocks = _cut_queries(units, np.flatnonzero(chosen), block_m // layer.group, layer.window)
+        blocks = _cut_queries(units, np.flatnonzero(chosen), block_m // layer.group, layer.window, keys_to_come)
         launches.append((block_m, _cut_keys(blocks, layer.kv_heads, processors, min_segment_keys)))
     return _work_list(units, launches)
 
@@ -83,7 +87,7 @@ class _Blocks:
         return _Blocks(self.first[index], self.count[index], self.keys[index])
 
 
-def _units(table: TableArrays, groups: Sequence[Group]) -> _Units:
+def _units(table: TableArrays, groups: Sequence[Group], keys_to_come: int) -> _Units:
     query_start, path_start = table.query_start.astype(np.int64), table.path_start.astype(np.int64)
     node_end = table.node_position.astype(np.int64) + table.node_len
     lengths = np.diff(query_start)
@@ -100,14 +104,14 @@ def _units(table: TableArrays, groups: Sequence[Group]) -> _Units:
         tokens.append(ragged_arange(query_start[rows], lengths[rows]))
         counts.append(np.array([len(tokens[-1])]))
     own_end = np.where(np.diff(path_start) > 0, node_end[table.path_nodes[path_start[1:] - 1]], 0)
-    own = np.stack([own_path, path_start[1:], own_key, own_end], axis=1)
+    own = np.stack([own_path, path_start[1:], own_key, own_end + keys_to_come], axis=1)
     token = np.concatenate(tokens)
     start = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))])
     keys = np.concatenate([own, np.array(shared, np.int64).reshape(-1, 4)])
     return _Units(token, position[token], start, keys, len(position))
 
 
-def _cut_queries(units: _Units, chosen: Ints, block_q: int, window: int | None) -> _Blocks:
+def _cut_queries(units: _Units, chosen: Ints, block_q: int, window: int | None, keys_to_come: int) -> _Blocks:
     """Blocks of `block_q` tokens at most, their keys narrowed to those that some token of the block sees."""
     lengths = units.start[chosen + 1] - units.start[chosen]
     num_blocks = -(-lengths // block_q)
@@ -118,7 +122,7 @@ def _cut_queries(units: _Units, chosen: Ints, block_q: int, window: int | None) 
     if len(keys):
         bounds = np.stack([first, first + count], axis=1).reshape(-1)  # every other range lies between two blocks
         position = np.append(units.position, 0)
-        keys[:, 3] = np.minimum(keys[:, 3], np.maximum.reduceat(position, bounds)[::2] + 1)
+        keys[:, 3] = np.minimum(keys[:, 3], np.maximum.reduceat(position, bounds)[::2] + 1 + keys_to_come)
         if window is not None:
             keys[:, 2] = np.maximum(keys[:, 2], np.minimum.reduceat(position, bounds)[::2] - window + 1)
         keys[:, 2] = np.minimum(keys[:, 2], keys[:, 3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,36 @@ PROGRAM_KEYS = 64
 """What a group's own programs cost, as keys that could be read meanwhile: one tile. An estimate, not measured."""
 
 
+_Name = tuple[int, torch.Size, torch.Size, int | None]
+STEPS_OF_A_PLAN = 64
+"""For how many steps that only decode the same rows a work list serves. More leave its programs less even."""
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A work list on the device."""
+
+    work: WorkList
+    query_position: npt.NDArray[np.int32]  # [rows] when it was made
+
+
 class KernelAttention:
     """One step's attention metadata on the device, made once and used by every layer.
 
     Takes the place of `StepAttention`. All arrays of the node table go to the device in one copy, and those of a work
-    list in another; there is one work list per sliding window and shape of heads.
+    list in another; there is one work list per sliding window and shape of heads. Give the attention of the step before
+    as `previous`: while the same rows decode, its work lists serve again.
     """
 
     def __init__(
-        self, batch: StepBatch, cache: KVCache, *, cascade: bool, device: torch.device, split_keys: bool = True
+        self,
+        batch: StepBatch,
+        cache: KVCache,
+        *,
+        cascade: bool,
+        device: torch.device,
+        split_keys: bool = True,
+        previous: KernelAttention | None = None,
     ) -> None:
         self.cache = cache
         self.slots = torch.from_numpy(batch.slots).to(device)
@@ -42,7 +63,12 @@ class KernelAttention:
         self._cascade = cascade
         self._processors = num_processors(device) if split_keys else 0
         self._table = NodeTable(**dict(zip(vars(batch.table), to_device(list(vars(batch.table).values()), device))))
-        self._work: dict[tuple[int, torch.Size, torch.Size, int | None], WorkList] = {}
+        self._work: dict[_Name, WorkList] = {}
+        self._structure = batch.structure
+        self._decodes = batch.structure >= 0 and len(batch.token_ids) == len(batch.table.query_position)
+        self._planned: dict[_Name, _Planned] = {}
+        if previous is not None and self._decodes and self._like(previous):
+            self._planned = previous._planned
 
     def write(
         self,
@@ -76,12 +102,32 @@ class KernelAttention:
             softcap=softcap,
         ).to(query.dtype)
 
+    def _like(self, other: KernelAttention) -> bool:
+        """Whether the other's work lists are for the same rows, and made in the same way."""
+        return (other._structure, other._cascade, other._processors, other._device) == (
+            self._structure,
+            self._cascade,
+            self._processors,
+            self._device,
+        )
+
     def _work_list(self, heads: int, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> WorkList:
         name = (heads, keys.shape, values.shape, window)
         work = self._work.get(name)
         if work is None:
-            work = self._work[name] = self._plan(heads, keys, values, window)
+            work = self._work[name] = self._again(name) or self._plan(heads, keys, values, window)
         return work
+
+    def _again(self, name: _Name) -> WorkList | None:
+        """The work list of an earlier step, with the positions of this one."""
+        planned = self._planned.get(name)
+        if planned is None:
+            return None
+        steps = self._arrays.query_position - planned.query_position
+        if int(steps.min()) < 0 or int(steps.max()) > STEPS_OF_A_PLAN:
+            return None
+        position = self._table.query_position.index_select(0, planned.work.entry_token)  # a row has one token
+        return replace(planned.work, entry_position=position)
 
     def _plan(self, heads: int, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> WorkList:
         (_, kv_heads, key_dim), value_dim = keys.shape, values.shape[2]
@@ -90,10 +136,14 @@ class KernelAttention:
         costs = gpu_costs(heads=heads, kv_heads=kv_heads, **shape, itemsize=keys.itemsize)
         tiles = LayerTiles(kv_heads, group, tile_limits(**shape, group=group, dtype=keys.dtype), window)
         groups = shared_groups(self._arrays, costs) if self._cascade else []
-        work = plan_work(self._arrays, groups, tiles, processors=self._processors)
+        keys_to_come = STEPS_OF_A_PLAN if self._decodes else 0
+        work = plan_work(self._arrays, groups, tiles, processors=self._processors, keys_to_come=keys_to_come)
         sent = to_device([getattr(work, name).numpy() for name in TENSORS], self._device)
         tensors: dict[str, Any] = dict(zip(TENSORS, sent))
-        return replace(work, **tensors)
+        work = replace(work, **tensors)
+        if self._decodes:
+            self._planned[heads, keys.shape, values.shape, window] = _Planned(work, self._arrays.query_position)
+        return work
 
 
 def gpu_costs(*, heads: int, kv_heads: int, key_dim: int, value_dim: int, itemsize: int) -> Costs:

@@ -74,7 +74,7 @@ class ModelRunner:
             logger.info("%s runs by torch's operators: its heads are too large for the kernels", type(model).__name__)
             self.kernels = False
         self.cache: KVCache | None = None
-        self._last_attention: StepAttention | None = None
+        self._last_attention: StepAttention | KernelAttention | None = None
         if fused:
             self._fuse(shared)
 
@@ -125,16 +125,24 @@ class ModelRunner:
         )
 
     def _attention_of_step(self, batch: StepBatch, cache: KVCache) -> StepAttention | KernelAttention:
-        attention = self._attention(batch, cache)
-        self._last_attention = attention if isinstance(attention, StepAttention) else None
+        attention = self._last_attention = self._attention(batch, cache)
         return attention
 
     def _attention(self, batch: StepBatch, cache: KVCache) -> StepAttention | KernelAttention:
+        last = self._last_attention
         if not self.kernels:
-            return StepAttention(batch, cache, cascade=self.cascade, device=self.device, previous=self._last_attention)
+            previous = last if isinstance(last, StepAttention) else None
+            return StepAttention(batch, cache, cascade=self.cascade, device=self.device, previous=previous)
         from .kernel_attention import KernelAttention  # loads triton
 
-        return KernelAttention(batch, cache, cascade=self.cascade, split_keys=self.split_keys, device=self.device)
+        return KernelAttention(
+            batch,
+            cache,
+            cascade=self.cascade,
+            split_keys=self.split_keys,
+            device=self.device,
+            previous=last if isinstance(last, KernelAttention) else None,
+        )
 
     def _call(
         self,

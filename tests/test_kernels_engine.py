@@ -104,6 +104,32 @@ else:
             work = attention._work_list(4, cache.keys[0], cache.values[0], options["window"])
             work.check(attention._table, 2, window=options["window"])
 
+    def test_a_work_list_serves_while_the_same_rows_decode(monkeypatch):
+        monkeypatch.setattr(kernel_attention, "num_processors", lambda _: 5)
+        monkeypatch.setattr(
+            kernel_attention, "gpu_costs", lambda **_: Costs(product=0, block=4, merge=0, read=1, gather=0)
+        )
+        plan, attend = kernel_attention.plan_work, kernel_attention.paged_attention
+        plans = Counter()
+
+        def planning(*arguments, **options):
+            plans[kernel_attention.STEPS_OF_A_PLAN] += 1
+            return plan(*arguments, min_segment_keys=4, **options)
+
+        def attending(query, keys, values, table, work, **options):
+            work.check(table, query.shape[1] // keys.shape[1], window=options["sliding_window"])
+            return attend(query, keys, values, table, work, **options)
+
+        monkeypatch.setattr(kernel_attention, "plan_work", planning)
+        monkeypatch.setattr(kernel_attention, "paged_attention", attending)
+        requests = [Request(i, prompt, max_tokens=9 - 3 * (i == 1)) for i, prompt in enumerate(PROMPTS)]
+        expected = [one.token_ids for one in answers(tiny_model("gemma2"), requests)]  # with windows and without
+        for most in (64, 3, 0):
+            monkeypatch.setattr(kernel_attention, "STEPS_OF_A_PLAN", most)
+            found = [one.token_ids for one in answers(tiny_model("gemma2"), requests, kernels="triton")]
+            assert found == expected
+        assert 0 < plans[64] < plans[3] < plans[0], plans
+
     def test_heads_too_large_for_the_kernels_run_in_torch(launches):
         import transformers
 
