@@ -117,7 +117,7 @@ def plain(setup_sql):
 
 
 def test_there_are_enough_fixtures():
-    assert len(FIXTURES) >= 60
+    assert len(FIXTURES) >= 300
     assert len({fixture.name for fixture in FIXTURES}) == len(FIXTURES)
 
 

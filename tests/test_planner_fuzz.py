@@ -56,7 +56,8 @@ def sessions():
             patch.setattr(filtering, name, value)
         found = []
         for plan in (True, False):
-            session = stack.enter_context(llmsql.connect(model=RecordingModel("own"), plan=plan, cache=False, infer_types=False))
+            settings = {"plan": plan, "cache": False, "infer_types": False}
+            session = stack.enter_context(llmsql.connect(model=RecordingModel("own"), **settings))
             session.fast = RecordingModel("fast")
             session.add_model("fast", session.fast)
             session.execute(SETUP)
