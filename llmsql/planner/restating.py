@@ -11,9 +11,10 @@ from llmsql.planner.groups_first import group_first
 from llmsql.planner.outer_joins import pairs_first
 from llmsql.planner.planning import Planning
 from llmsql.planner.scope import Scope
+from llmsql.planner.semi_joins import reduce_semi_join
 from llmsql.planner.windows_first import windows_first
 
-REWRITES = (pairs_first, meet_first, group_first, windows_first, distinct_first)
+REWRITES = (pairs_first, reduce_semi_join, meet_first, group_first, windows_first, distinct_first)
 
 
 def restate(statement: exp.Expression, planning: Planning) -> None:
