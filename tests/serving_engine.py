@@ -28,11 +28,10 @@ class NotingModel:
 
     def answer(self, call, fields, settings, statistics):
         for row, x in enumerate(fields.column("x").to_pylist()):
-            while call.prompt == "wait" and x == 10 and not self.notes.with_suffix(".go").exists():
+            while (call.prompt, x) in (("wait", 10), ("die", 3)) and not self.notes.with_suffix(".go").exists():
                 time.sleep(0.02)
                 statistics.tick()
             if call.prompt == "die" and x == 3:
-                time.sleep(0.5)  # the answers before are on their way
                 print("it was too much for me", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
             with self.notes.open("a") as notes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import threading
 import time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -213,6 +216,16 @@ class TestSameAsEmbedded:
             question = Question("answer", sent, Settings(reorder=False, max_output_tokens=7), "name", 5, b"f")
             read = Question.from_bytes(question.to_bytes())
             assert read == replace(question, settings=Settings(reorder=False, max_output_tokens=7))
+
+    @pytest.mark.parametrize("name", ["embedded", "batch_prompts", "list_prompts"])
+    def test_every_setting_that_the_engine_reads_is_sent(self, name):
+        tree = ast.parse(Path(llmsql.__file__).with_name(f"{name}.py").read_text())
+        read = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "settings"
+        }
+        assert read <= set(protocol.SETTINGS)
 
 
 class TestErrors:
@@ -513,8 +526,12 @@ class TestManyClients:
         stepped = SteppedModel()
         with served(stepped) as server, client(server) as model:
             answers = model.answer(CALL, pa.table({"x": range(2)}), Settings(), StageStatistics())
-            timer = threading.Timer(0.3, os.kill, (os.getpid(), 2))
-            timer.start()
+
+            def interrupt():
+                stepped.started.wait(WAIT)  # so the main thread is waiting for the answer
+                os.kill(os.getpid(), signal.SIGINT)
+
+            threading.Thread(target=interrupt).start()
             with pytest.raises(KeyboardInterrupt):
                 next(answers)
             assert stepped.closed.wait(WAIT)
@@ -536,8 +553,7 @@ class TestServerGoes:
             thread = threading.Thread(target=work, args=(0,))
             thread.start()
             stepped.steps.release(2)
-            eventually(lambda: stepped.answered == 2)
-            time.sleep(0.3)  # both answers are on their way
+            eventually(lambda: con.cache.info().answers == 2)
         thread.join(WAIT)
         assert "2 of 3 rows were answered before (answers that were finished are in the result cache" in problem[0]
         with pytest.raises(ModelError, match="cannot be reached"):

@@ -116,7 +116,7 @@ class TestProcesses:
     def test_who_comes_again_in_time_finds_it(self, notes):
         pids = set()
         for _ in range(3):
-            with closing(node_engine(notes, linger=20).model()) as model:
+            with closing(node_engine(notes, linger=600).model()) as model:
                 pids.add(model.about["pid"])
         (pid,) = pids
         os.kill(pid, signal.SIGTERM)  # ends it at once, as it should be
@@ -149,6 +149,8 @@ class TestProcesses:
     def test_a_row_that_kills_it_every_time(self, notes):
         with closing(node_engine(notes).model()) as model:
             answers = ask(model, 6, DIE)
+            assert [next(answers).row for _ in range(3)] == [0, 1, 2]
+            notes.with_suffix(".go").touch()
             with pytest.raises(ModelError) as caught:
                 list(answers)
         text = str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -151,6 +152,7 @@ class NodeEngine:
             sorted(self._options.items(), key=lambda option: option[0]),
             [(file.name, facts.st_size, facts.st_mtime_ns) for file in files if (facts := file.stat())],
             os.environ.get("CUDA_VISIBLE_DEVICES"),
+            platform.node(),  # the folder may be one that several machines mount
         ]
         return hashlib.blake2b(json.dumps(parts, default=str).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
