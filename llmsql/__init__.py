@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llmsql.interruption import InterruptError
     from llmsql.session import LlmsqlWarning, Session
     from llmsql.statistics import QueryStatistics
-    from llmsql.table_functions import llm, llm_classify, llm_extract, llm_filter, llm_score
+    from llmsql.table_functions import llm, llm_agg, llm_classify, llm_extract, llm_filter, llm_score
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "SettingError",
     "connect",
     "llm",
+    "llm_agg",
     "llm_classify",
     "llm_extract",
     "llm_filter",
@@ -60,7 +61,9 @@ _LAZY = {
     "LlmsqlWarning": "llmsql.session",
     "InterruptError": "llmsql.interruption",
     "QueryStatistics": "llmsql.statistics",
-    **dict.fromkeys(("llm", "llm_classify", "llm_extract", "llm_filter", "llm_score"), "llmsql.table_functions"),
+    **dict.fromkeys(
+        ("llm", "llm_agg", "llm_classify", "llm_extract", "llm_filter", "llm_score"), "llmsql.table_functions"
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from llmsql import models
@@ -25,6 +26,8 @@ from llmsql.functions import FUNCTIONS, Call, make_call
 from llmsql.model import Model
 from llmsql.operator import evaluate
 from llmsql.optimizer import deduplicate
+from llmsql.planner.calls import unique_names
+from llmsql.planner.group_calls import SEVERAL
 from llmsql.progress import ProgressBars
 from llmsql.prompt import parse_template
 from llmsql.settings import Settings
@@ -133,6 +136,31 @@ def llm_score(
     return _answered("llm_score", table, prompt, None, columns, column, model, session, statistics, options)
 
 
+def llm_agg(
+    table: Any,
+    prompt: str,
+    columns: Columns = None,
+    *,
+    by: Columns = None,
+    column: str = "llm_agg",
+    model: ModelLike = None,
+    session: Session | None = None,
+    statistics: QueryStatistics | None = None,
+    **options: Any,
+) -> Any:
+    """One answer about all rows, in their order; with `by`, a table of these columns and an answer for each group.
+
+    Groups come in the order of their first rows. Without `columns` the model sees all that are not in `by`. See `llm`.
+    """
+    asking = _Asking.of("llm_agg", prompt, None, model, session, statistics, options)
+    try:
+        given = table.read_all() if isinstance(table, pa.RecordBatchReader) else table
+        made = asking.groups(given, columns, by, column)
+        return made.to_reader() if isinstance(table, pa.RecordBatchReader) and by is not None else made
+    finally:
+        asking.finish()
+
+
 def _answered(
     function: str,
     table: Any,
@@ -229,6 +257,32 @@ class _Asking:
             return kind.kept(values.fill_null(False).to_numpy(zero_copy_only=False))
         return kind.with_column(column, values)
 
+    def groups(self, table: Any, columns: Columns, by: Columns, column: str) -> Any:
+        """The answers to the groups of one table."""
+        kind = table_kind(table)
+        keys = [] if by is None else _named(self.call, kind.names, by)
+        seen = _named(self.call, kind.names, columns or [name for name in kind.names if name not in keys])
+        fields = fields_table(kind.fields(seen).columns, seen)
+        self.stage.rows += fields.num_rows
+        inverse, first = np.zeros(fields.num_rows, np.int64), np.zeros(1, np.int64)
+        if keys:
+            unique = deduplicate(kind.fields(keys))
+            inverse, first = unique.inverse, unique.first
+        bounds = np.cumsum([0, *np.bincount(inverse, minlength=len(first))])
+        rows = _items(fields).take(pa.array(np.argsort(inverse, kind="stable")))
+        name = fields.column_names[0] if fields.num_columns == 1 else SEVERAL
+        lists = pa.LargeListArray.from_arrays(pa.array(bounds, pa.int64()), rows)
+        named = kind.fields(keys).take(pa.array(first)) if keys else pa.table({})
+        asked = pa.table([lists, *named.columns], names=unique_names([name, *keys]))
+        self.stage.distinct += asked.num_rows
+        values = self._evaluated(asked)
+        if not keys:
+            return values[0].as_py()
+        is_first = np.zeros(fields.num_rows, dtype=bool)
+        is_first[first] = True
+        order = np.argsort(first)  # groups stand in the order of their first rows
+        return table_kind(kind.kept(is_first, keys)).with_column(column, values.take(pa.array(order)))
+
     def finish(self) -> None:
         """Give the model back, and tell about failed rows."""
         from llmsql.session import warn_of_failures
@@ -248,6 +302,10 @@ class _Asking:
             unique = deduplicate(fields)
             fields, inverse = fields.take(pa.array(unique.first)), unique.inverse
         self.stage.distinct += fields.num_rows
+        values = self._evaluated(fields)
+        return values if inverse is None else values.take(pa.array(inverse))
+
+    def _evaluated(self, fields: pa.Table) -> pa.Array:
         bars = ProgressBars(self.settings.progress)
         parts = []
         try:
@@ -258,8 +316,20 @@ class _Asking:
                     parts.append(asked)
         finally:
             bars.close()
-        values = pa.concat_arrays(parts)
-        return values if inverse is None else values.take(pa.array(inverse))
+        return pa.concat_arrays(parts) if parts else pa.nulls(0, arrow_type(self.call))
+
+
+def _items(fields: pa.Table) -> pa.Array:
+    """Each row as one value: the only field's, or a struct."""
+    columns = [_one_chunk(column) for column in fields.columns]
+    if len(columns) == 1:
+        return columns[0]
+    return pa.StructArray.from_arrays(columns, names=fields.column_names)
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    found = column.combine_chunks()
+    return found if isinstance(found, pa.Array) else pa.concat_arrays(found.chunks)
 
 
 def _named(call: Call, names: Sequence[str], columns: Columns) -> list[str]:

@@ -24,8 +24,8 @@ class TableKind(Protocol):
     def fields(self, names: Sequence[str]) -> pa.Table:
         """Some of its columns as Arrow."""
 
-    def kept(self, rows: np.ndarray) -> Any:
-        """A table of this kind with the rows where `rows`, bool [rows], is true."""
+    def kept(self, rows: np.ndarray, names: Sequence[str] | None = None) -> Any:
+        """A table of this kind with the rows where `rows`, bool [rows], is true, and all or some of its columns."""
 
     def with_column(self, name: str, values: pa.Array) -> Any:
         """A table of this kind with one more column, or another one in its place."""
@@ -64,9 +64,10 @@ class ArrowTable:
         """See `TableKind`."""
         return self._table.select(list(names))
 
-    def kept(self, rows: np.ndarray) -> pa.Table:
+    def kept(self, rows: np.ndarray, names: Sequence[str] | None = None) -> pa.Table:
         """See `TableKind`."""
-        return self._table.filter(pa.array(rows))
+        kept = self._table.filter(pa.array(rows))
+        return kept if names is None else kept.select(list(names))
 
     def with_column(self, name: str, values: pa.Array) -> pa.Table:
         """See `TableKind`."""
@@ -81,9 +82,9 @@ class ArrowBatch(ArrowTable):
     def __init__(self, batch: pa.RecordBatch):
         super().__init__(pa.Table.from_batches([batch]))
 
-    def kept(self, rows: np.ndarray) -> pa.RecordBatch:
+    def kept(self, rows: np.ndarray, names: Sequence[str] | None = None) -> pa.RecordBatch:
         """See `TableKind`."""
-        return _batch(super().kept(rows))
+        return _batch(super().kept(rows, names))
 
     def with_column(self, name: str, values: pa.Array) -> pa.RecordBatch:
         """See `TableKind`."""
@@ -103,9 +104,10 @@ class PandasFrame:
         chosen = self._frame.iloc[:, places].set_axis(list(names), axis=1)
         return pa.Table.from_pandas(chosen, preserve_index=False)
 
-    def kept(self, rows: np.ndarray) -> Any:
+    def kept(self, rows: np.ndarray, names: Sequence[str] | None = None) -> Any:
         """See `TableKind`."""
-        return self._frame[rows]
+        kept = self._frame[rows]
+        return kept if names is None else kept.iloc[:, [self.names.index(name) for name in names]]
 
     def with_column(self, name: str, values: pa.Array) -> Any:
         """See `TableKind`."""
@@ -128,9 +130,10 @@ class PolarsFrame:
         """See `TableKind`."""
         return self._frame.select(list(names)).to_arrow()
 
-    def kept(self, rows: np.ndarray) -> Any:
+    def kept(self, rows: np.ndarray, names: Sequence[str] | None = None) -> Any:
         """See `TableKind`."""
-        return self._given(self._frame.filter(sys.modules["polars"].Series(rows)))
+        kept = self._frame.filter(sys.modules["polars"].Series(rows))
+        return self._given(kept if names is None else kept.select(list(names)))
 
     def with_column(self, name: str, values: pa.Array) -> Any:
         """See `TableKind`."""
@@ -147,9 +150,9 @@ class DuckDBRelation(ArrowTable):
         super().__init__(relation.to_arrow_table())
         self._relation = relation
 
-    def kept(self, rows: np.ndarray) -> Any:
+    def kept(self, rows: np.ndarray, names: Sequence[str] | None = None) -> Any:
         """See `TableKind`."""
-        return self._given(super().kept(rows))
+        return self._given(super().kept(rows, names))
 
     def with_column(self, name: str, values: pa.Array) -> Any:
         """See `TableKind`."""

@@ -113,6 +113,28 @@ def test_all_functions_answer_as_in_sql() -> None:
         assert made.column(3).to_pylist() == [value for (value,) in sql(f"SELECT {call} FROM table")], call
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups(kind: str) -> None:
+    make, to_arrow = KINDS[kind]
+
+    def joined(prompt: str, fields: dict, options: dict) -> str:
+        ((name, rows),) = fields.items()
+        return f"{name}: {rows}"
+
+    model = FakeModel(joined)
+    with llmsql.connect(model=model) as con:
+        whole = con.execute("SELECT llm_agg('Sum', text) FROM TABLE").fetchone()[0]
+        grouped = dict(con.execute("SELECT title, llm_agg('Sum', stars, text) FROM TABLE GROUP BY title").fetchall())
+    assert llmsql.llm_agg(make(), "Sum", "text", model=model) == whole
+    given = make()
+    made = llmsql.llm_agg(given, "Sum", by="title", model=model)
+    assert type(made) is type(given)
+    rows = to_arrow(made).to_pylist()
+    assert [row["title"] for row in rows] == ["hose", "pot", None, "lamp"]
+    assert {row["title"]: row["llm_agg"] for row in rows} == grouped
+    assert llmsql.llm_agg(TABLE.slice(0, 0), "Sum", "text", model=model) is None
+
+
 def test_equal_rows_are_asked_once_and_counted() -> None:
     model = FakeModel(echo)
     told = llmsql.QueryStatistics()
