@@ -96,7 +96,7 @@ class AnswerTables:
     def missing(self, stage: Stage) -> int:
         """How many tuples of the stage's input, as it is now, nobody asked about yet; the stage ran before."""
         table = self._by_stage[stage.name]
-        condition = same_tuple(table.columns, self._types_of(table))
+        condition = same_tuple(table.columns, self.types_of(table))
         sql = f"SELECT count(*) FROM ({stage.input_sql}) q ANTI JOIN {table.tuples} p ON {condition}"
         return int(self.run_with_parameters(sql)[0][0])
 
@@ -123,7 +123,7 @@ class AnswerTables:
 
     def _extend(self, table: AnswerTable, source: str) -> None:
         """Add the tuples of `source` that the table does not have."""
-        same = same_tuple(table.columns, self._types_of(table))
+        same = same_tuple(table.columns, self.types_of(table))
         self.run(
             f"INSERT INTO {table.tuples} SELECT {table.size} + row_number() OVER () - 1, * FROM (SELECT q.* "
             f"FROM {source} q ANTI JOIN {table.tuples} p ON {same}{self._order(table.columns)})",
@@ -154,9 +154,10 @@ class AnswerTables:
 
     def _among(self, known: list[AnswerTable], types: tuple[str, ...]) -> AnswerTable | None:
         """The table whose arguments have these types: texts and numbers that look alike are shown differently."""
-        return next((table for table in known if self._types_of(table) == types), None)
+        return next((table for table in known if self.types_of(table) == types), None)
 
-    def _types_of(self, table: AnswerTable) -> tuple[str, ...]:
+    def types_of(self, table: AnswerTable) -> tuple[str, ...]:
+        """The SQL types of the arguments in a table."""
         if table.types is None:
             table.types = self._types(table.tuples, table.columns)
         return table.types

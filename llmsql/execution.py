@@ -165,7 +165,9 @@ class PlanRunner:
         )
         if not self._settings.deduplicate:
             batch = _repeated(batch)
-        arguments = batch.columns[2:]
+        arguments = [
+            _as_json(c) if kind == "JSON" else c for c, kind in zip(batch.columns[2:], self._answers.types_of(table))
+        ]
         prompts = arguments.pop(0) if stage.has_prompt_column else None
         values = evaluate(
             stage.call,
@@ -183,6 +185,15 @@ class PlanRunner:
             {},
             **{answered_name: answered},
         )
+
+
+def _as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column that DuckDB handed over as texts, as the JSON that it is; pyarrow knows the type since version 19."""
+    if not hasattr(pa, "json_"):
+        return column
+    kind = pa.json_(pa.string())
+    texts = column.cast(pa.string())
+    return pa.chunked_array([pa.ExtensionArray.from_storage(kind, chunk) for chunk in texts.chunks], kind)
 
 
 def _repeated(batch: pa.Table) -> pa.Table:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from llmsql.errors import CallError
-from llmsql.types import AnswerType, parse_type, schema_type
+from llmsql.types import AnswerType, parse_type, schema_type, shortened
 
 cached_type = lru_cache(maxsize=256)(parse_type)
 
@@ -198,11 +198,33 @@ def make_call(function: str, prompt: str | None, second: Any = None, options: Ma
         options["choices"] = _check_choices(spec, options.get("choices"))
     if "schema" in options or function == "llm_extract":
         options.update(_schema_options(spec, options.get("schema")))
+    for kind in ("regex", "schema"):
+        if kind in options:
+            _check_grammar(spec, kind, options[kind])
     if "return_type" in options:
         options.update(_type_options(spec, options["return_type"]))
     if "unordered" in options:
         options["unordered"] = tuple(options["unordered"])
     return Call(function=function, prompt=prompt, **options)
+
+
+@lru_cache(maxsize=256)
+def _grammar_problem(kind: str, text: str) -> str | None:
+    """Why answers cannot be constrained to a regular expression or a JSON schema; None where they can."""
+    try:
+        from llguidance import LLMatcher
+    except ImportError:  # without the engine's libraries nothing is constrained here
+        return None
+    grammar = LLMatcher.grammar_from_regex(text) if kind == "regex" else LLMatcher.grammar_from_json_schema(text)
+    problem: str = LLMatcher.validate_grammar(grammar)
+    lines = [line.strip() for line in problem.splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith("error: ")), lines[0]) if lines else None
+
+
+def _check_grammar(spec: Function, kind: str, text: str) -> None:
+    problem = _grammar_problem(kind, text)
+    if problem is not None:
+        raise CallError(f"{spec.name}: option {kind!r}: {shortened(text)}: {problem.removeprefix('error: ')}")
 
 
 def _type_options(spec: Function, sql: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from llmsql.answers import arrow_type
 from llmsql.asking import outcomes, record_failure
+from llmsql.errors import CallError
 from llmsql.functions import Call
 from llmsql.model import Model
 from llmsql.reduction import reduce_groups
@@ -47,6 +48,7 @@ def evaluate(
     Raises:
         RowError: a row failed and `on_error` is 'fail'.
     """
+    _check_unordered(call, fields)
     values: list[Any] = [None] * fields.num_rows
     groups = _by_prompt(call, fields.select([0]) if call.is_aggregate else fields, prompts)
     if on_progress is not None:
@@ -57,6 +59,18 @@ def evaluate(
     return pa.array(values, arrow_type(call))
 
 
+def _check_unordered(call: Call, fields: pa.Table) -> None:
+    for name in call.unordered:
+        if name not in fields.column_names:
+            raise CallError(
+                f"{call.function}: option 'unordered' names {name!r}, and the fields are: "
+                f"{', '.join(fields.column_names)}"
+            )
+        kind = fields.schema.field(name).type
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+            raise CallError(f"{call.function}: option 'unordered' names {name!r}, which is no list but {kind}")
+
+
 def _by_prompt(call: Call, fields: pa.Table, prompts: Any) -> list[tuple[Call, np.ndarray]]:
     """The rows to ask, grouped by their prompt."""
     present = np.zeros(fields.num_rows, dtype=bool)
@@ -64,7 +78,9 @@ def _by_prompt(call: Call, fields: pa.Table, prompts: Any) -> list[tuple[Call, n
         present |= pc.is_valid(column).to_numpy(zero_copy_only=False)
     if call.prompt is not None:
         return [(call, np.flatnonzero(present))]
-    encoded = pa.chunked_array([prompts] if isinstance(prompts, pa.Array) else prompts.chunks, pa.string())
+    if pa.types.is_nested(prompts.type):
+        raise CallError(f"{call.function}: the prompt must be a text, not {prompts.type}")
+    encoded = pc.cast(prompts if isinstance(prompts, pa.ChunkedArray) else pa.chunked_array([prompts]), pa.string())
     codes = encoded.combine_chunks().dictionary_encode()
     indices = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return [

@@ -3,12 +3,15 @@
 Equal values of a column have equal text, and different values never share one: numbers and booleans are JSON literals
 (-0.0 is 0.0; NaN, Infinity and -Infinity are spelled so), text keeps its unicode and escapes only what JSON demands,
 dates and times are quoted ISO 8601, binary is quoted base64 behind a prefix, structs are objects without their NULL
-members, lists are arrays in which NULL items are `null`.
+members, lists are arrays in which NULL items are `null`. JSON (Arrow's extension type) is shown as JSON, its numbers as
+they are written.
 """
 
 from __future__ import annotations
 
 import base64
+import json
+import re
 import uuid
 from collections.abc import Callable
 
@@ -20,12 +23,18 @@ from .errors import OptimizerError
 from .literals import TEXT, join, quote, quote_name, text
 from .time_rendering import render_dates, render_durations, render_intervals, render_times, render_timestamps
 
+# A text, a sign, or white space between them.
+_JSON_PART = re.compile(r'"(?:[^"\\]|\\.)*"|[,:]|\s+')
+_JSON_SPACED = {",": ", ", ":": ": "}
+
 
 def render_values(values: pa.Array) -> pa.Array:
     """The JSON text of every value, large_string; NULL stays NULL. Raises OptimizerError for unknown types."""
     kind = values.type
     if isinstance(kind, pa.BaseExtensionType):
-        return _render_uuids(values) if isinstance(kind, pa.UuidType) else render_values(values.storage)
+        if isinstance(kind, pa.UuidType):
+            return _render_uuids(values)
+        return _render_json(values.storage) if kind.extension_name == "arrow.json" else render_values(values.storage)
     for matches, renderer in _RENDERERS:
         if matches(kind):
             return renderer(values)
@@ -69,6 +78,19 @@ def _render_binary(values: pa.Array) -> pa.Array:
 def _render_uuids(values: pa.Array) -> pa.Array:
     storage = values.storage.to_pylist()
     return pa.array([None if v is None else f'"{uuid.UUID(bytes=v)}"' for v in storage], TEXT)
+
+
+def _render_json(values: pa.Array) -> pa.Array:
+    """JSON as it is, on one line and spaced as the rest; what is none is a text."""
+    return pa.array([None if v is None else _json_line(v) for v in values.to_pylist()], TEXT)
+
+
+def _json_line(value: str) -> str:
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError):
+        return json.dumps(value, ensure_ascii=False)
+    return _JSON_PART.sub(lambda part: _JSON_SPACED.get(part[0], part[0] if part[0][0] == '"' else ""), value)
 
 
 def _render_dictionaries(values: pa.Array) -> pa.Array:

@@ -168,6 +168,10 @@ def _fields(
             named += [(column.name, column) for column in star(argument)]
         elif isinstance(argument, exp.Alias):
             named.append((argument.alias, argument.this))
+        elif isinstance(argument, exp.Subquery) and argument.alias:  # sqlglot's own way to name a query
+            alone = argument.copy()
+            alone.set("alias", None)
+            named.append((argument.alias, alone))
         elif isinstance(argument, exp.Struct) and all(isinstance(e, exp.PropertyEQ) for e in argument.expressions):
             named += [(item.this.name, item.expression) for item in argument.expressions]
         elif isinstance(argument, (exp.Column, exp.Dot)):

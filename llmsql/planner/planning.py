@@ -62,6 +62,8 @@ class Planning:
             select.meta[TAG] = number
         self.collates = statement.find(exp.Collate) is not None
         self.originals = {found.meta[TAG]: found for found in null_calls(statement).find_all(exp.Select)}
+        for select in statement.find_all(exp.Select):  # those in the arguments of calls
+            self.originals.setdefault(select.meta[TAG], null_calls(select))
 
 
 def null_calls(expression: exp.Expression) -> exp.Expression:
