@@ -155,3 +155,36 @@ def test_random_statements(sessions, seed):
 def test_many_random_statements(sessions):
     for seed in range(1000, 2000):
         check(sessions, seed)
+
+
+class TestRowsAsked:
+    """`reference/peers.md` section 5.1 at its own size: the plain function was measured at 500,000, 4,096 and twice."""
+
+    @pytest.fixture(scope="class")
+    def con(self):
+        with llmsql.connect(model=FakeModel(answer)) as session:
+            session.execute(
+                "CREATE TABLE t AS SELECT range AS id, 'text ' || range AS a, 'w' AS wide FROM range(500000)"
+            )
+            session.execute("CREATE TABLE k AS SELECT unnest([1, 2, 3, 4]) AS k")
+            yield session
+
+    @pytest.mark.parametrize(
+        ("sql", "calls"),
+        [
+            ("SELECT t.id FROM t JOIN k ON t.id % 480001 = k.k AND t.id < 9 WHERE llm_filter('P', a)", 4),
+            ("SELECT k.k, t.id FROM k LEFT JOIN t ON t.id = k.k AND llm_filter('P', a)", 4),
+            ("SELECT k FROM k WHERE EXISTS (SELECT 1 FROM t WHERE t.id = k.k AND llm_filter('P', a))", 4),
+            ("SELECT k FROM k WHERE k IN (SELECT id FROM t WHERE llm_filter('P', a))", 4),
+            ("SELECT id FROM t WHERE llm_filter('P', a) LIMIT 5", 32),
+            ("SELECT id, llm('P', a) FROM t WHERE llm('P', a) IS NOT NULL AND id < 40", 40),
+            ("SELECT id % 4 AS g, llm('P', max(a)) FROM t GROUP BY g", 4),
+            ("SELECT llm('P', a) FROM t QUALIFY row_number() OVER (PARTITION BY id % 4 ORDER BY id) = 1", 4),
+            ("SELECT DISTINCT ON (id % 4) llm('P', a) FROM t ORDER BY id % 4, id", 4),
+            ("SELECT id % 100 AS g, llm('P', g) FROM t GROUP BY g ORDER BY count(*) DESC, g LIMIT 3", 3),
+        ],
+    )
+    def test_few(self, con, sql, calls):
+        con.sql(sql)
+        assert con.last_query.model_calls == calls
+        assert "wide" not in con.last_query.plan, "only the columns that are needed are read"

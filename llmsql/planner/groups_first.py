@@ -62,8 +62,9 @@ def _cut(scope: Scope) -> None:
     having = [halves.expand_aliases(condition) for condition in clause_conjuncts(select, "having")]
     plain = leading(having, lambda condition: not calls_in(condition))
     where = [halves.above(condition) for condition in having[plain:]]
-    for condition in having[:plain]:
-        halves.above(condition)  # GROUP BY ALL groups by other columns of HAVING, too
+    if select.args.get("group") is not None and select.args["group"].args.get("all"):
+        for condition in having[:plain]:
+            halves.above(condition)  # GROUP BY ALL groups by other columns of HAVING, too
     qualify = select.args.get("qualify")
     windows = [halves.above(window) for window in select.args.get("windows") or []]
     upper: dict[str, Any] = {

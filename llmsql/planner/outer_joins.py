@@ -240,10 +240,13 @@ class _Sides:
             raise Unmovable
         if any(isinstance(outer, exp.With) and outer.args.get("recursive") for outer in ancestors(select)):
             raise Unmovable
+        shown = {
+            item.table.lower() if isinstance(item, exp.Column) else "" for item in select.expressions if is_star(item)
+        }
         for column in select.find_all(exp.Column):
             if not column.table and column.name.lower() == self.right.lower():
                 raise Unmovable  # a whole row
-            if column.name.lower() == ROW_NUMBER and any(is_star(item) for item in select.expressions):
+            if column.name.lower() == ROW_NUMBER and shown & {"", self.right.lower()}:
                 raise Unmovable  # it would be shown
 
     def _is_alone(self, source: exp.Expression) -> bool:
