@@ -119,7 +119,6 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """A `Question` in the descriptor, its table of fields in batches; answers as they come, with counters."""
-        question = None
         with _failures("request"):
             question = Question.from_bytes(descriptor.command)
             if question.method == "lease":
