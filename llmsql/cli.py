@@ -42,13 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ) as session:
             if options.explain:
                 print(session.explain(sql))
+            elif options.dry_run:
+                print(session.dry_run(sql))
             else:
                 _run(session, sql, options)
     except (LlmsqlError, duckdb.Error, OSError) as problem:
         print(f"llmsql: {problem}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("llmsql: stopped", file=sys.stderr)
+    except KeyboardInterrupt as problem:
+        print(f"llmsql: {problem or 'stopped'}", file=sys.stderr)
         return 130
     return 0
 
@@ -68,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
     parser.add_argument("--output", metavar="FILE", help="where to write (default: standard output)")
     parser.add_argument("--explain", action="store_true", help="show the plan and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be asked; the weights are not loaded")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar and no summary on standard error")
     parser.add_argument("--cache", metavar="FILE", help="where answers are kept (default: the user's cache folder)")
     parser.add_argument("--no-cache", action="store_true", help="neither use answers of before nor keep new ones")

@@ -68,6 +68,15 @@ def test_explain_loads_no_model(reviews):
     assert done.stderr == ""
 
 
+def test_dry_run(reviews, capsys):
+    assert main([SQL.format(reviews), "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].startswith("call ")
+    assert lines[1].split()[-8:-4] == ["3", "3", "0", "2"], "a row without a text is not asked"
+    assert err == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
