@@ -309,7 +309,7 @@ class TestErrors:
             llmsql.spark.register(spark, model=FakeModel(lambda prompt, fields, options: str(lock)))
         with pytest.raises(LlmsqlError, match="no LLM functions"):
             llmsql.spark.statistics(spark.newSession())
-        assert llmsql.spark.register(spark, model=FakeModel(describe)) is spark
+        assert llmsql.spark.register(spark, model=FakeModel(describe)).spark is spark
 
 
 class TestRequirements:

@@ -16,6 +16,19 @@ from llmsql.spark.requirements import check_java, check_pyspark
 check_pyspark()  # before the imports that need it, so that what is missing is said in one line
 
 from llmsql.spark.columns import llm, llm_classify, llm_extract, llm_filter, llm_score  # noqa: E402
-from llmsql.spark.registration import register, statistics  # noqa: E402
+from llmsql.spark.frames import where_llm, with_llm  # noqa: E402
+from llmsql.spark.session import PlanningSession, register, statistics  # noqa: E402
 
-__all__ = ["check_java", "llm", "llm_classify", "llm_extract", "llm_filter", "llm_score", "register", "statistics"]
+__all__ = [
+    "PlanningSession",
+    "check_java",
+    "llm",
+    "llm_classify",
+    "llm_extract",
+    "llm_filter",
+    "llm_score",
+    "register",
+    "statistics",
+    "where_llm",
+    "with_llm",
+]

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from llmsql.errors import CallError
 from llmsql.functions import FUNCTIONS, make_call
 from llmsql.prompt import PLACEHOLDER, parse_template
+from llmsql.spark.llm_column import LlmColumn, note_call
 from llmsql.spark.registration import last_registration, portable_name
 
 Field: TypeAlias = str | Column
@@ -106,7 +107,9 @@ def _column(name: str, prompt: str, second: Any, fields: tuple[Field, ...], opti
     if call.model is not None and registration.settings.address is None:  # else it is not on this machine
         call = replace(call, model=portable_name(call.model))
     # One struct of all fields is how their names reach the worker.
-    return registration.function(name, call)(F.struct(*_columns(name, prompt, fields)))
+    struct = F.struct(*_columns(name, prompt, fields))
+    column = registration.function(name, call)(struct)
+    return note_call(column, LlmColumn(call, struct, f"{name}({prompt})", registration))
 
 
 def _columns(name: str, prompt: str, fields: tuple[Field, ...]) -> list[Column]:

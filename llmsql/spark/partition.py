@@ -9,7 +9,7 @@ from typing import TypeAlias
 import pyarrow as pa
 from pyspark import Accumulator
 
-from llmsql.arguments import answer_arguments, fields_table
+from llmsql.arguments import answer_arguments, fields_table, sql_texts
 from llmsql.functions import FUNCTIONS, Call
 from llmsql.model import Model
 from llmsql.models import ModelSet
@@ -28,7 +28,8 @@ class PartitionFunction:
     """One function on the partitions of a query; pickled on the driver, called on the workers.
 
     call: what to ask, with fields in one struct, as the Column functions know it on the driver. None when Spark SQL
-    calls the function: then prompt and labels come as columns before the fields.
+    calls the function: then prompt and labels come as columns before the fields. `in_place`: the planner wrote the
+    call, whose columns are the call as JSON, the prompt where it varies, and the fields as a struct.
     """
 
     name: str
@@ -36,6 +37,7 @@ class PartitionFunction:
     model: str | Model
     settings: Settings
     counters: Accumulator[Counters]
+    in_place: bool = False
 
     def values(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
         """The values of the rows in `batches`, in arrays of the same lengths.
@@ -57,6 +59,10 @@ class PartitionFunction:
             finally:
                 count(self.counters, call, fields.num_rows, statistics)
 
+        if self.in_place:
+            call = Call.from_json(columns[0][0].as_py())
+            named = fields_table(columns[2:], [])
+            return sql_texts(call, ask(call, fields_table(named.columns, named.column_names), columns[1]))
         if self.call is None:
             return answer_arguments(FUNCTIONS[self.name], columns, ask)
         # The outer struct carries the names; a field that is a struct itself becomes its members, as everywhere.

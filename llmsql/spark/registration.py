@@ -111,10 +111,19 @@ def statistics(spark: SparkSession) -> QueryStatistics:
     Raises:
         LlmsqlError: nothing was registered on this session.
     """
+    return read_counters(registration_of(spark).counters)
+
+
+def registration_of(spark: SparkSession) -> Registration:
+    """What the functions of a session use.
+
+    Raises:
+        LlmsqlError: nothing was registered on it.
+    """
     registration = _by_session.get(spark)
     if registration is None:
         raise LlmsqlError("this Spark session has no LLM functions: call llmsql.spark.register(spark, model=…) first")
-    return read_counters(registration.counters)
+    return registration
 
 
 def last_registration() -> Registration:

@@ -1,0 +1,173 @@
+"""Spark's knowledge of names and types, for the planner."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import types as T
+from sqlglot import exp
+
+from llmsql.errors import QueryError
+from llmsql.planner.calls import has_llm_call, is_llm_call
+from llmsql.planner.plan import SCRATCH_PREFIX
+from llmsql.planner.planning import IN_PLACE_PREFIX
+from llmsql.spark.dialect import spark_sql
+from llmsql.spark.names import fresh_name
+
+# Also those that answer the same within a statement: a plan is several statements.
+VOLATILE = frozenset(
+    (
+        *("rand", "random", "randn", "randstr", "uniform", "uuid", "shuffle", "monotonically_increasing_id"),
+        *("spark_partition_id", "input_file_name", "now", "current_timestamp", "current_date", "curdate"),
+        *("localtimestamp", "current_time", "unix_timestamp"),
+    )
+)
+# Spark's names of types, and those of the planner, which are DuckDB's.
+TYPES: dict[type[T.DataType], str] = {
+    T.StringType: "VARCHAR",
+    T.VarcharType: "VARCHAR",
+    T.CharType: "VARCHAR",
+    T.BooleanType: "BOOLEAN",
+    T.ByteType: "TINYINT",
+    T.ShortType: "SMALLINT",
+    T.IntegerType: "INTEGER",
+    T.LongType: "BIGINT",
+    T.FloatType: "FLOAT",
+    T.DoubleType: "DOUBLE",
+    T.DateType: "DATE",
+    T.TimestampType: "TIMESTAMP WITH TIME ZONE",
+    T.TimestampNTZType: "TIMESTAMP",
+    T.BinaryType: "BLOB",
+}
+
+
+class SparkCatalog:
+    """Answers the planner's questions on the user's own session, so that its temporary views count.
+
+    Args:
+        spark: the session.
+        run: runs SQL with the statement's parameters.
+    """
+
+    dialect = "spark"
+    in_place_prefix = IN_PLACE_PREFIX
+
+    def __init__(self, spark: SparkSession, run: Callable[[str], DataFrame], parameters: Mapping[str, Any]):
+        self._spark = spark
+        self._run = run
+        self._parameters = parameters
+        self._aggregates: dict[str, bool] = {}
+
+    def columns(self, query: exp.Query) -> list[tuple[str, str]]:
+        """(name, type) of each result column; see `Catalog.columns`. Spark binds, and runs nothing."""
+        query = query.transform(_typed_null)
+        try:
+            schema = self._run(spark_sql(query)).schema
+        except PySparkException as problem:
+            raise QueryError(shown(problem)) from problem
+        return [(field.name, duckdb_type(field.dataType)) for field in schema.fields]
+
+    def check(self, statement: exp.Expression) -> None:
+        """See `Catalog.check`."""
+        try:
+            text = self._run("EXPLAIN " + spark_sql(statement)).collect()[0][0]
+        except PySparkException as problem:
+            raise QueryError(shown(problem)) from problem
+        if "AnalysisException" in text:  # Spark shows it as the plan
+            raise QueryError(text.split("AnalysisException:", 1)[-1].strip())
+
+    def has_table(self, table: exp.Table, *, temporary: bool) -> bool:
+        """See `Catalog.has_table`."""
+        return bool(self._spark.catalog.tableExists(table.sql(dialect=self.dialect)))
+
+    def binds(self, query: exp.Query) -> bool:
+        """See `Catalog.binds`."""
+        try:
+            self.columns(query)
+        except QueryError:
+            return False
+        return True
+
+    def constant(self, expression: exp.Expression) -> Any:
+        """The value of a constant expression; literals and lists of them without asking Spark."""
+        if isinstance(expression, exp.Literal) and expression.is_string:
+            return expression.this
+        if isinstance(expression, exp.Boolean):
+            return expression.this
+        if isinstance(expression, exp.Literal) and expression.this.isdecimal():
+            return int(expression.this)
+        if isinstance(expression, exp.Placeholder) and expression.this in self._parameters:
+            return self._parameters[expression.this]
+        if isinstance(expression, exp.Array):
+            return [self.constant(item) for item in expression.expressions]
+        try:
+            value = self._run(spark_sql(exp.select(expression.copy()))).collect()[0][0]
+        except PySparkException as problem:
+            raise QueryError(shown(problem)) from problem
+        return value.asDict(recursive=True) if isinstance(value, T.Row) else value
+
+    def is_volatile(self, function: str) -> bool:
+        """See `Catalog.is_volatile`."""
+        return function.lower() in VOLATILE
+
+    def is_aggregate(self, function: str) -> bool:
+        """See `Catalog.is_aggregate`; Spark describes its own functions by their classes."""
+        name = function.lower()
+        if name not in self._aggregates:
+            described = ""
+            if name.isidentifier() and not name.startswith("llm"):
+                rows = self._spark.sql(f"DESCRIBE FUNCTION {name}").collect()
+                described = " ".join(str(row[0]) for row in rows)
+            self._aggregates[name] = ".expressions.aggregate." in described
+        return self._aggregates[name]
+
+    def view(self, table: exp.Table) -> exp.Query | None:
+        """None: Spark tells the text of some views only."""
+        return None
+
+    def reads_once(self, table: exp.Table) -> bool:
+        """See `Catalog.reads_once`: nothing in Spark does."""
+        return False
+
+    def has_collations(self) -> bool:
+        """See `Catalog.has_collations`; a collation that stands in the statement is seen by the planner."""
+        return False
+
+    def fresh_name(self, kind: str) -> str:
+        """See `Catalog.fresh_name`."""
+        return fresh_name(kind)
+
+
+def duckdb_type(kind: T.DataType) -> str:
+    """The planner's name of a Spark type."""
+    if isinstance(kind, T.DecimalType):
+        return f"DECIMAL({kind.precision},{kind.scale})"
+    if isinstance(kind, T.ArrayType):
+        return duckdb_type(kind.elementType) + "[]"
+    if isinstance(kind, T.MapType):
+        return f"MAP({duckdb_type(kind.keyType)}, {duckdb_type(kind.valueType)})"
+    if isinstance(kind, T.StructType):
+        members = ", ".join(f'"{field.name}" {duckdb_type(field.dataType)}' for field in kind.fields)
+        return f"STRUCT({members})"
+    return TYPES.get(type(kind)) or str(kind.simpleString()).upper()
+
+
+def shown(problem: Exception) -> str:
+    """Spark's message without the plan, the text and the codes after it, and without our prefixes."""
+    text = str(problem).split("; line ", 1)[0].split("\n", 1)[0]
+    text = re.sub(r"\s*SQLSTATE: \w+", "", text)
+    return str(SCRATCH_PREFIX.sub("", text.strip()))
+
+
+def _typed_null(node: exp.Expression) -> exp.Expression:
+    """A call of a type of its own comes as text from the function, which Spark does not cast to a struct."""
+    if isinstance(node, exp.Cast) and is_llm_call(node.this):
+        arguments = [argument.copy() for argument in node.this.expressions if not has_llm_call(argument)]
+        null = exp.cast(exp.null(), node.to.copy())
+        # The arguments are still bound, and choose nothing.
+        return exp.If(this=exp.Is(this=exp.Struct(expressions=arguments), expression=exp.null()), true=null, false=null)
+    return node

@@ -1,0 +1,27 @@
+"""The planner's trees and texts as Spark takes them."""
+
+from __future__ import annotations
+
+import sqlglot
+from sqlglot import ErrorLevel, exp
+
+
+def spark_sql(planned: str | exp.Expression) -> str:
+    """A statement that the planner wrote in its Spark dialect, without the types and functions that Spark lacks.
+
+    >>> spark_sql(exp.select(exp.cast(exp.null(), "JSON")))
+    'SELECT CAST(NULL AS STRING)'
+    """
+    tree = sqlglot.parse_one(planned, dialect="spark") if isinstance(planned, str) else planned
+    return str(tree.transform(_for_spark).sql(dialect="spark", unsupported_level=ErrorLevel.IGNORE))
+
+
+def _for_spark(node: exp.Expression) -> exp.Expression:
+    if isinstance(node, exp.Cast):
+        if node.to.is_type(exp.DataType.Type.JSON, exp.DataType.Type.ENUM):
+            return type(node)(this=node.this, to=exp.DataType.build("TEXT"))
+        if node.find_ancestor(exp.Try) is not None and not isinstance(node, exp.TryCast):
+            return exp.TryCast(this=node.this, to=node.to)
+    if isinstance(node, exp.ParseJSON):
+        return exp.cast(node.this, "TEXT")
+    return node

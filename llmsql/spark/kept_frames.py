@@ -1,0 +1,57 @@
+"""Persisted DataFrames behind results, given back when nothing can read them any more."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+
+class KeptFrames:
+    """The persisted DataFrames behind the results of one Spark session.
+
+    A result's plan, on the JVM, is part of the plan of every DataFrame and view built on it. A weak reference to it
+    tells when the last of them is gone; losing frames too early would cost questions, but change no answer.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Any, list[DataFrame]]] = []
+
+    def keep(self, result: DataFrame, frames: list[DataFrame]) -> None:
+        """Keep `frames` for as long as `result`, or what is built on it, can be read."""
+        if frames:
+            plan = result._jdf.queryExecution().analyzed()
+            jvm = result.sparkSession.sparkContext._jvm
+            assert jvm is not None
+            self._kept.append((jvm.java.lang.ref.WeakReference(plan), frames))
+
+    def sweep(self) -> None:
+        """Give back what nothing can read any more."""
+        unused = [frames for plan, frames in self._kept if plan.get() is None]
+        self._kept = [(plan, frames) for plan, frames in self._kept if not any(frames is one for one in unused)]
+        for frames in unused:
+            give_back(frames)
+
+    def clear(self) -> None:
+        """Give everything back; results that are still in use would ask again."""
+        kept, self._kept = self._kept, []
+        for _, frames in kept:
+            give_back(frames)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+_by_session: weakref.WeakKeyDictionary[SparkSession, KeptFrames] = weakref.WeakKeyDictionary()
+
+
+def kept_frames(spark: SparkSession) -> KeptFrames:
+    """Those of a session."""
+    return _by_session.setdefault(spark, KeptFrames())
+
+
+def give_back(frames: list[DataFrame]) -> None:
+    """Unpersist frames."""
+    for frame in frames:
+        frame.unpersist()
