@@ -39,6 +39,7 @@ from llmsql.planner.parsing import (
     parse_statement,
     split_statements,
 )
+from llmsql.prepared import PreparedStatements
 from llmsql.result_cache import ResultCache
 from llmsql.scan import caller_variables, run_with_variables
 from llmsql.settings import Settings
@@ -88,6 +89,7 @@ class Session:
         self._closed = False
         self._lock = threading.RLock()
         self._models = models.ModelSet(model, settings, cache)
+        self._prepared = PreparedStatements()
         self._functions = ChunkFunctions(connection, self._models, settings)
         self._interruption = Interruption(connection)
         self._results: list[str] = []  # temporary tables behind relations that are still in use
@@ -268,19 +270,24 @@ class Session:
         self._require_open()
         self._close_count()
         self._drop_results(self._unused)
-        if not mentions_llm_call(query):
+        if not mentions_llm_call(query) and not self._prepared.may_concern(query):
             return [(query, None)]
         if ERRORS_FUNCTION in query.lower():
             query = name_errors_table(query, "duckdb", ERRORS_TABLE)
         found: list[tuple[str, exp.Expression | None]] = []
+        changed = False  # a prepared statement was kept or dropped, of which DuckDB knows nothing
         for text in split_statements(query, "duckdb"):
             explained = EXPLAIN.match(text)
-            if not mentions_llm_call(text):
-                found.append((text, None))
+            asked = text[explained.end() :] if explained else text
+            if self._prepared.kept(text):
+                changed = True
                 continue
-            tree = parse_statement(text[explained.end() :] if explained else text, "duckdb")
-            found.append((text, tree if has_llm_call(tree) else None))
-        return found if any(tree is not None for _, tree in found) else [(query, None)]
+            tree = self._prepared.executed(asked)
+            if tree is None and mentions_llm_call(text):
+                tree = parse_statement(asked, "duckdb")
+                tree = tree if has_llm_call(tree) else None
+            found.append((text, tree))
+        return found if changed or any(tree is not None for _, tree in found) else [(query, None)]
 
     def _plan(
         self, tree: exp.Expression, parameters: dict[str, Any], variables: dict[str, Any], in_transaction: bool

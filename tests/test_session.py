@@ -125,8 +125,24 @@ class TestResults:
         assert con.sql("SELECT say(x) FROM t WHERE id = 1").fetchall() == [("y=b",)]
 
     def test_statements_that_cannot_be_planned_say_so(self, con):
-        with pytest.raises(llmsql.QueryError, match="PREPARE of a statement with LLM calls"):
-            con.sql("PREPARE p AS SELECT llm('Say', x) FROM t")
+        with pytest.raises(llmsql.QueryError, match="of a statement with LLM calls"):
+            con.sql("EXPLAIN PREPARE p AS SELECT llm('Say', x) FROM t")
+
+    def test_prepared_statements(self, con):
+        con.sql("PREPARE p AS SELECT id, llm($2, x) AS s FROM t WHERE id < $1; PREPARE q AS SELECT $1 + 1")
+        assert con._models.own.calls == 0
+        assert con.sql("EXECUTE p(2, 'Say')").fetchall() == [(0, "x=a"), (1, "x=b")]
+        assert con.execute("EXECUTE P(1, 'Say'); EXECUTE q(4)").fetchall() == [(5,)]
+        con.execute('PREPARE "my ""p" AS UPDATE t SET x = llm(\'Say\', x) WHERE id = $top')
+        assert con.execute('EXECUTE "my ""p"(top := 1)').fetchall() == [(1,)]
+        assert con.sql("SELECT x FROM t WHERE id = 1").fetchall() == [("x=b",)]
+        with pytest.raises(llmsql.QueryError, match=r"takes \$1, \$2 and is given \$1"):
+            con.sql("EXECUTE p(2)")
+        con.sql("DEALLOCATE p")
+        with pytest.raises(duckdb.Error, match="p"):
+            con.sql("EXECUTE p(2, 'Say')")
+        con.sql("PREPARE q AS SELECT llm('Say', x) AS s FROM t WHERE id = 0; PREPARE q AS SELECT 7")
+        assert con.execute("EXECUTE q").fetchall() == [(7,)]
 
     def test_a_view_over_a_call_is_computed_when_it_is_used(self, con):
         con.sql("CREATE VIEW v AS SELECT id, llm('Say', x) AS s FROM t")
