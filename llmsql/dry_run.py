@@ -151,8 +151,12 @@ class DryRunner(PlanRunner):
         watch: Callable[[], None],
         sample: int | None = None,
     ):
+        stand_ins: dict[str | None, StandInModel] = {}
+
         def stand_in(name: str | None) -> Model:
-            return StandInModel(model_for(name), self._note_guess, sample)
+            if name not in stand_ins:
+                stand_ins[name] = StandInModel(model_for(name), self._note_guess, settings.engine_options(), sample)
+            return stand_ins[name]
 
         quiet = settings.changed(progress=False, on_error="null")
         super().__init__(run, read, parameters, stand_in, quiet, QueryStatistics(), watch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
+from typing import Any
 
 import pyarrow as pa
 
@@ -29,14 +30,18 @@ class StandInModel:
     Args:
         model: in whose place it stands, perhaps behind its cache.
         on_guess: called when an answer is not known.
+        options: of the engine, for a model whose files are here and whose engine is elsewhere.
         sample: rows of a batch at most whose tokens are counted; the rest is taken to be like them.
     """
 
-    def __init__(self, model: Model, on_guess: Callable[[], None], sample: int | None = None):
+    def __init__(self, model: Model, on_guess: Callable[[], None], options: dict[str, Any], sample: int | None = None):
         self._cache: ResultCache | None = None
         if isinstance(model, CachingModel):
             self._cache, self._caching = model.cache, model
             model = model.model
+        files = getattr(model, "files", None)
+        if isinstance(files, str):  # its tokenizer is enough; an engine of this node's need not be started
+            model = EmbeddedModel(files, options, ())
         self._model = model
         self._on_guess = on_guess
         self._sample = sample

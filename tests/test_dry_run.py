@@ -127,6 +127,16 @@ def test_tokens_are_those_that_the_engine_counts() -> None:
         assert con.dry_run(sql).to_run == 0
 
 
+def test_the_tokenizer_of_an_engine_elsewhere_is_enough() -> None:
+    pytest.importorskip("torch")
+    model = FakeModel(answer)
+    model.files = str(MODEL_FOLDER)  # as a model in another process of this machine says
+    with llmsql.connect(model=model) as con:
+        con.execute(TABLE)
+        assert con.dry_run("SELECT llm('Say', x) FROM t").stages[0].prompt_tokens > 0
+        assert model.calls == 0
+
+
 def test_it_is_a_text_and_a_table(con: llmsql.Session) -> None:
     found = con.dry_run("SELECT llm('Say', x) FROM t WHERE llm_filter('a?', $what || y)", params={"what": "w"})
     lines = str(found).splitlines()
