@@ -188,3 +188,24 @@ class TestRowsAsked:
         con.sql(sql)
         assert con.last_query.model_calls == calls
         assert "wide" not in con.last_query.plan, "only the columns that are needed are read"
+
+
+@pytest.mark.parametrize(
+    ("sql", "staged"),
+    [
+        ("SELECT id FROM a WHERE k IN (SELECT k FROM b WHERE llm_filter('P', s))", True),
+        ("SELECT id FROM a WHERE k IN (SELECT b.k FROM b WHERE llm_filter('P', b.s))", True),
+        ("SELECT id, (SELECT max(llm('P', s)) FROM b) FROM a", True),
+        ("SELECT id FROM a LEFT JOIN b USING (id) WHERE EXISTS (SELECT 1 FROM c WHERE llm_filter('P', c.s))", True),
+        ("SELECT id FROM a WHERE EXISTS (SELECT 1 FROM c WHERE c.id = a.id AND llm_filter('P', c.s))", False),
+    ],
+)
+def test_in_a_transaction_of_the_user(sessions, sql, staged):
+    """An attempt to bind that fails would abort it; a subquery that names its own columns needs none."""
+    planned, in_place = sessions
+    wanted = sorted(in_place.sql(sql).fetchall(), key=repr)
+    planned.execute("BEGIN")
+    assert sorted(planned.sql(sql).fetchall(), key=repr) == wanted
+    assert ("in place" not in planned.last_query.plan) == staged
+    planned.execute("INSERT INTO a SELECT * FROM a WHERE false")
+    planned.execute("COMMIT")

@@ -9,7 +9,7 @@ from sqlglot import exp
 
 from llmsql.errors import QueryError
 from llmsql.planner.calls import ParsedCall, calls_in, own_calls, parse_call
-from llmsql.planner.clauses import attach_ctes, conjuncts, is_star, over_sources, sources, visible_ctes
+from llmsql.planner.clauses import ancestors, attach_ctes, conjuncts, is_star, over_sources, sources, visible_ctes
 from llmsql.planner.hazards import holds_or_raises, is_true, may_raise
 from llmsql.planner.planning import TAG, TEXT, Planning, is_left_in_place, null_calls
 
@@ -172,7 +172,7 @@ class Scope:
 
     def arguments_bind(self, parsed: ParsedCall) -> bool:
         """Whether the arguments are known from this SELECT's own sources; if not, a query around it gives them."""
-        if not self.may_be_correlated():
+        if not self.may_be_correlated() or self._names_its_own():
             return True
         if any(argument.find(exp.AggFunc, exp.Window, exp.Query) for argument in parsed.arguments):
             return True  # another reason will be found
@@ -191,11 +191,28 @@ class Scope:
 
     def stands_alone(self) -> bool:
         """Whether the SELECT binds without values from a query around it."""
-        if not self.may_be_correlated():
+        if not self.may_be_correlated() or self._names_its_own():
             return True
         alone = self.original.copy()
         alone.set("with_", None)
         return self.catalog.binds(attach_ctes(alone, visible_ctes(self.original)))
+
+    def _names_its_own(self) -> bool:
+        """Whether all columns are certain to be of this SELECT's own tables, so that nothing need be bound to know."""
+        own = {source.alias_or_name.lower() for source in sources(self.original)}
+        around = [outer for outer in ancestors(self.original) if isinstance(outer, exp.Select)]
+        if own & {source.alias_or_name.lower() for outer in around for source in sources(outer)}:
+            return False
+        if not all(
+            isinstance(one, exp.Table) and isinstance(one.this, exp.Identifier) for one in sources(self.original)
+        ):
+            return False
+        if not own or len(list(self.select.find_all(exp.Select))) > 1:
+            return False
+        columns = [column for column in self.select.find_all(exp.Column) if column.table.lower() not in own]
+        if any(column.table or column.find_ancestor(exp.Join) for column in columns):
+            return False
+        return {column.name.lower() for column in columns} <= set(self.source_columns() if columns else ())
 
 
 NUMBERS_AND_DATES = (
