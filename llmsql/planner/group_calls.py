@@ -59,6 +59,10 @@ def _is_group_call(node: exp.Expression) -> bool:
 
 def _write_select(scope: Scope) -> None:
     nodes = [node for node in own_calls(scope.select) if _is_group_call(node)]
+    if scope.catalog.dialect != "duckdb":
+        for node in nodes:
+            _name_list(node, scope.catalog.dialect)
+        return
     for node in nodes:
         inside = [found for part in node.expressions for found in part.find_all(exp.AggFunc, exp.Anonymous)]
         if any(isinstance(found, exp.AggFunc) or _is_group_call(found) for found in inside):
@@ -72,6 +76,20 @@ def _write_select(scope: Scope) -> None:
     for one in written:
         first = [order.copy()] if order is not None and one in by_input else one.order
         one.top.replace(one.call(first, keys))
+
+
+def _name_list(node: exp.Anonymous, dialect: str) -> None:
+    """Where the SQL engine's lists have no order of their own, the user writes the list; it gets its name here."""
+    fields = [argument for argument in node.expressions if not is_option(argument)][1:]  # behind the prompt
+    if len(fields) != 1 or fields[0].find(exp.AggFunc) is None or isinstance(fields[0], exp.Order):
+        _fail(
+            node,
+            f"{AGGREGATE} takes the rows of a group as one list here: "
+            f"{AGGREGATE}('…', sort_array(collect_list(struct(year, title))))",
+        )
+    node.meta[TEXT] = call_text(node, dialect)
+    if not isinstance(fields[0], exp.Alias):
+        fields[0].replace(exp.alias_(fields[0].copy(), SEVERAL, quoted=True))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from llmsql.spark.requirements import check_java, check_pyspark
 
 check_pyspark()  # before the imports that need it, so that what is missing is said in one line
 
-from llmsql.spark.columns import llm, llm_classify, llm_extract, llm_filter, llm_score  # noqa: E402
+from llmsql.spark.columns import llm, llm_agg, llm_classify, llm_extract, llm_filter, llm_score  # noqa: E402
 from llmsql.spark.frames import where_llm, with_llm  # noqa: E402
 from llmsql.spark.session import PlanningSession, register, statistics  # noqa: E402
 
@@ -23,6 +23,7 @@ __all__ = [
     "PlanningSession",
     "check_java",
     "llm",
+    "llm_agg",
     "llm_classify",
     "llm_extract",
     "llm_filter",

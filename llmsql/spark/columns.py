@@ -99,9 +99,45 @@ def llm_score(prompt: str, *fields: Field, **options: Any) -> Column:
     return _column("llm_score", prompt, None, fields, options)
 
 
-def _column(name: str, prompt: str, second: Any, fields: tuple[Field, ...], options: dict[str, Any]) -> Column:
+def llm_agg(prompt: str, *fields: Field, order_by: Sequence[Field] = (), **options: Any) -> Column:
+    """One answer about all rows of a group, for `df.groupBy(...).agg(...)`. Fields and errors as for `llm`.
+
+    A group of any size is asked within the model's context: in chunks, then about the partial answers. Rows have no
+    order in Spark; they come by `order_by`, ascending, and then by their values, so the answer is the same each time.
+
+    Args:
+        prompt: what to ask about the rows.
+        *fields: what the model sees of each row.
+        order_by: column names or Columns that order the rows.
+        **options: max_tokens, temperature, seed, distinct_rows, system, on_error ('null' or 'fail'), model.
+
+    Example:
+        df.groupBy("product").agg(llm_agg("Summarise the complaints", "review", order_by=["day"]).alias("complaints"))
+    """
+    _require_prompt("llm_agg", prompt)
+    call = make_call("llm_agg", prompt, None, options)
+    if not fields:
+        raise CallError(f"llm_agg has no field to ask about: {FUNCTIONS['llm_agg'].usage}")
+    registration = last_registration()
+    if call.model is not None:
+        call = replace(call, model=portable_name(call.model))
+    single = fields[0] if len(fields) == 1 and isinstance(fields[0], str) and fields[0] != "*" else None
+    columns = [F.col(field) if isinstance(field, str) else field for field in fields]
+    item = columns[0] if single is not None else F.struct(*columns)
+    keys = [F.col(key) if isinstance(key, str) else key for key in order_by]
+    keyed = F.struct(*(key.alias(f"key{number}") for number, key in enumerate(keys)), item.alias("row"))
+    rows = F.transform(F.sort_array(F.collect_list(keyed)), lambda row: row["row"])
+    name = "rows" if single is None else single.rsplit(".", 1)[-1].strip("`")
+    return registration.function("llm_agg", call)(F.struct(rows.alias(name)))
+
+
+def _require_prompt(name: str, prompt: object) -> None:
     if not isinstance(prompt, str) or not prompt:
         raise CallError(f"{name}: the prompt must be a text that is not empty, not {prompt!r}")
+
+
+def _column(name: str, prompt: str, second: Any, fields: tuple[Field, ...], options: dict[str, Any]) -> Column:
+    _require_prompt(name, prompt)
     call = make_call(name, prompt, second, options)
     registration = last_registration()
     if call.model is not None and registration.settings.address is None:  # else it is not on this machine
