@@ -80,11 +80,11 @@ class PlanRunner:
             return self._run(sql, {})
         return self._run(sql, parameters_of(sqlglot.parse_one(sql, dialect="duckdb"), self._parameters))
 
-    def explain(self, final_sql: str, *, analyze: bool = False) -> list[tuple[str, str]]:
-        """DuckDB's plan of the final statement as (key, text); with `analyze` it is run."""
+    def explain(self, final_sql: str, how: str) -> list[tuple[str, str]]:
+        """DuckDB's plan of the final statement as (key, text); `how` is what stands behind EXPLAIN, such as ANALYZE."""
         tree = sqlglot.parse_one(final_sql, dialect="duckdb")
         parameters = parameters_of(tree, self._parameters) if self._parameters else {}
-        rows = self._run(f"EXPLAIN {'ANALYZE ' if analyze else ''}{final_sql}", parameters)
+        rows = self._run(f"EXPLAIN {how} {final_sql}", parameters)
         return [(str(key), str(text)) for key, text in rows]
 
     def counted(self) -> dict[str, StageStatistics]:

@@ -11,19 +11,22 @@ Rows = list[tuple[str, str]]  # (what is explained, the text)
 NOT_KNOWN = "(at most: these rows depend on answers that are not known yet; about: even more are possible)"
 
 
-def explain_rows(plan: Plan, forecast: DryRun, runner: PlanRunner) -> Rows:
-    """What a statement would do; its steps have run dry, and their relations are still there."""
+def explain_rows(plan: Plan, forecast: DryRun, runner: PlanRunner, how: str) -> Rows:
+    """What a statement would do; its steps have run dry, and their relations are still there.
+
+    `how`: what stands behind EXPLAIN, for DuckDB's own plan.
+    """
     text = plan.explain({stage.name: str(stage) for stage in forecast.stages})
     if any(stage.certainty != "exact" for stage in forecast.stages):
         text += f"\n{NOT_KNOWN}"
     if forecast.over_budget is not None:
         text += f"\nthe budget would stop it: {forecast.over_budget}"
-    return [("llm_plan", text), *runner.explain(plan.final_sql)]
+    return [("llm_plan", text), *runner.explain(plan.final_sql, how)]
 
 
-def analyzed_rows(plan: Plan, runner: PlanRunner, statistics: QueryStatistics) -> Rows:
+def analyzed_rows(plan: Plan, runner: PlanRunner, statistics: QueryStatistics, how: str) -> Rows:
     """What a statement did; runs its final statement."""
-    rows = runner.explain(plan.final_sql, analyze=True)
+    rows = runner.explain(plan.final_sql, how)
     text = plan.explain({name: _measured(stage) for name, stage in runner.counted().items()})
     return [("llm_plan", f"{text}\n\n{statistics.report()}"), *rows]
 

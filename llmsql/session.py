@@ -51,7 +51,7 @@ LOG = logging.getLogger(__name__)
 ERRORS_TABLE = "__llmsql_errors"  # what llm_errors() reads
 EXPLAINED_ROWS = 10_000  # of a stage at most, whose tokens EXPLAIN counts
 FETCHING = ("fetch", "description", "rowcount", "df", "pl", "arrow", "to_", "torch", "tf", "complete", "abort")
-EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
+EXPLAIN = re.compile(r"\s*EXPLAIN\b\s*(ANALYZE\s+|\(\s*(?:ANALYZE|FORMAT)\b[^()]*\)\s*)?", re.IGNORECASE)
 
 
 class LlmsqlWarning(UserWarning):
@@ -323,12 +323,16 @@ class Session:
         self, text: str, tree: exp.Expression, params: Parameters, variables: dict[str, Any]
     ) -> _Result | None:
         explained = EXPLAIN.match(text)
-        if explained is not None and not explained.group(1):
-            return self._text_result(self._dry(text, tree, params, variables, explain_rows, sample=EXPLAINED_ROWS))
-        return self._run_planned(text, tree, params, variables, analyze=explained is not None)
+        if explained is None:
+            return self._run_planned(text, tree, params, variables)
+        how = explained.group(1) or ""
+        if "analyze" in how.lower():
+            return self._run_planned(text, tree, params, variables, analyze=how)
+        work = partial(explain_rows, how=how)
+        return self._text_result(self._dry(text, tree, params, variables, work, sample=EXPLAINED_ROWS))
 
     def _run_planned(
-        self, text: str, tree: exp.Expression, params: Parameters, variables: dict[str, Any], *, analyze: bool
+        self, text: str, tree: exp.Expression, params: Parameters, variables: dict[str, Any], analyze: str | None = None
     ) -> _Result | None:
         """The life of a query: plan, run the stages, run the final statement, clean up; all in one transaction."""
         started = time.perf_counter()
@@ -352,7 +356,7 @@ class Session:
             LOG.debug("the plan of %s\n%s", text, statistics.plan)
             runner.run_steps(plan)
             if analyze:
-                rows = analyzed_rows(plan, runner, statistics)
+                rows = analyzed_rows(plan, runner, statistics, how=analyze)
             else:
                 result = self._finish(plan, runner)
         statistics.seconds = time.perf_counter() - started
@@ -509,7 +513,7 @@ def warn_of_failures(statistics: QueryStatistics) -> None:
             f"{failed} of {statistics.model_calls} rows failed and are NULL; the first: {first.error} "
             "(all reasons: SELECT * FROM llm_errors())",
             LlmsqlWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -215,6 +216,17 @@ def test_explain_analyze_shows_what_was_measured(con: llmsql.Session) -> None:
     assert con.sql(
         "SELECT count(*) FROM duckdb_tables() WHERE table_name LIKE '%\\_rows\\_%' ESCAPE '\\'"
     ).fetchall() == [(0,)]
+
+
+def test_explain_takes_duckdbs_options(con: llmsql.Session) -> None:
+    sql = "SELECT llm('Say', x) AS s FROM t"
+    _, text = con.sql(f"EXPLAIN (FORMAT json) {sql}").fetchall()[1]
+    assert json.loads(text)
+    assert con._models.own.calls == 0
+    assert len(con.sql(f"EXPLAIN ({sql})").fetchall()) == 2
+    keys = [key for key, _ in con.sql(f"EXPLAIN (ANALYZE, FORMAT json) {sql}").fetchall()]
+    assert keys == ["llm_plan", "analyzed_plan"]
+    assert con._models.own.calls == 5
 
 
 def test_explain_analyze_of_a_writing_statement_writes_once(con: llmsql.Session) -> None:

@@ -239,3 +239,15 @@ def test_a_corrupt_cache_under_a_session_only_warns(tmp_path: Path) -> None:
         assert rows == [(str(i),) for i in range(20)]
         con.sql("SELECT llm('Say', i) FROM range(20) t(i)")
         assert con.last_query.cached == 20, "it was started anew"
+
+
+def test_warnings_point_at_the_users_line(con) -> None:
+    calls = (
+        lambda: con.sql("SELECT llm('Say', 'fails' AS x)"),
+        lambda: con.execute("SELECT llm('Say', 'fails' AS x)"),
+        lambda: llmsql.llm(pa.table({"x": ["fails"]}), "Say", model=FakeModel(say)),
+    )
+    for call in calls:
+        with pytest.warns(llmsql.LlmsqlWarning) as caught:
+            call()
+        assert caught[0].filename == __file__
