@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from llmsql.planner.calls import has_llm_call
-from llmsql.planner.clauses import attach_ctes, table_named, visible_ctes
+from llmsql.planner.calls import has_llm_call, is_llm_call
+from llmsql.planner.clauses import attach_ctes, is_star, table_named, visible_ctes
 from llmsql.planner.determinism import instability
 from llmsql.planner.planning import Planning, null_calls
 
@@ -45,7 +45,7 @@ def stable_sources(items: list[exp.Expression], select: exp.Select, planning: Pl
     ctes = visible_ctes(select)
     unstable = [item for item in items if has_llm_call(item) or instability(item, planning.catalog, ctes)]
     for item in unstable:
-        query = null_calls(exp.select("*").from_(item.copy()))
+        query = _with_arguments(exp.select("*").from_(item.copy()))
         if not planning.catalog.binds(attach_ctes(query, [null_calls(one) for one in ctes])):
             raise Unmovable
     found = []
@@ -57,3 +57,17 @@ def stable_sources(items: list[exp.Expression], select: exp.Select, planning: Pl
         item.replace(table)
         found.append(cte(name, exp.select("*").from_(item)))
     return found
+
+
+def _with_arguments(query: exp.Select) -> exp.Select:
+    """The query with its calls as NULLs that still need the columns of the calls' arguments."""
+    for node in reversed(list(query.find_all(exp.Anonymous))):  # inner calls come later
+        if not is_llm_call(node):
+            continue
+        needed = [column.copy() for column in node.find_all(exp.Column) if not is_star(column)]
+        null = null_calls(node)
+        if needed:
+            none = exp.Is(this=exp.Anonymous(this="row", expressions=needed), expression=exp.null())
+            null = exp.Case(ifs=[exp.If(this=none, true=null)])
+        node.replace(null)
+    return query
