@@ -56,16 +56,16 @@ def visible_ctes(select: exp.Expression) -> list[exp.CTE]:
     found: dict[str, exp.CTE] = {}
     chain: list[exp.Expression] = [select, *ancestors(select)]
     for inner, outer in reversed(list(zip([None, *chain], chain))):
-        with_ = outer.args.get("with_") if not isinstance(outer, exp.With) else None
-        if with_ is None or inner is with_:
-            continue
-        for cte in with_.expressions:
-            found[cte.alias.lower()] = cte
-    for outer in chain:
+        seen: list[exp.CTE] = []
         if isinstance(outer, exp.CTE) and isinstance(outer.parent, exp.With):
             siblings = outer.parent.expressions
-            for cte in siblings[: next(i for i, sibling in enumerate(siblings) if sibling is outer)]:
-                found.setdefault(cte.alias.lower(), cte)
+            seen += siblings[: next(i for i, sibling in enumerate(siblings) if sibling is outer)]
+        with_ = outer.args.get("with_") if not isinstance(outer, exp.With) else None
+        if with_ is not None and inner is not with_:
+            seen += with_.expressions
+        for cte in seen:
+            found.pop(cte.alias.lower(), None)
+            found[cte.alias.lower()] = cte
     return list(found.values())
 
 
