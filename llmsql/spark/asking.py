@@ -23,6 +23,7 @@ from llmsql.spark.registration import Registration, portable_name
 from llmsql.spark.stage_function import COUNT, VALUE, StageFunction, map_function
 from llmsql.statistics import StageStatistics
 
+RECURSION = "UnionLoop"  # in a plan
 WORKER_ERROR = re.compile(r"llmsql\.errors\.(\w+): (.*)")
 
 LOG = logging.getLogger(__name__)
@@ -47,7 +48,11 @@ def ask(asked: DataFrame, stage: Stage, registration: Registration, statistics: 
         stage = replace(stage, call=replace(stage.call, model=portable_name(stage.call.model)))
     value = StructField(VALUE, from_arrow_type(arrow_type(stage.call), prefer_timestamp_ntz=True))
     schema = StructType([*(asked.schema[column] for column in stage.columns), value])
-    asked = asked.select(*stage.columns, COUNT).persist(StorageLevel.MEMORY_AND_DISK)
+    asked = asked.select(*stage.columns, COUNT)
+    if RECURSION in asked._jdf.queryExecution().analyzed().toString():
+        # Spark would not know such a plan again, nor what is persisted behind it.
+        asked = asked.localCheckpoint(True, StorageLevel.MEMORY_AND_DISK)
+    asked = asked.persist(StorageLevel.MEMORY_AND_DISK)
     counters = make_counters(registration.context)
     try:
         with worker_errors():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pyspark.errors import PySparkException
@@ -120,8 +121,9 @@ class SparkCatalog:
         if name not in self._aggregates:
             described = ""
             if name.isidentifier() and not name.startswith("llm"):
-                rows = self._spark.sql(f"DESCRIBE FUNCTION {name}").collect()
-                described = " ".join(str(row[0]) for row in rows)
+                with suppress(PySparkException):  # there is none of that name
+                    rows = self._spark.sql(f"DESCRIBE FUNCTION {name}").collect()
+                    described = " ".join(str(row[0]) for row in rows)
             self._aggregates[name] = ".expressions.aggregate." in described
         return self._aggregates[name]
 
@@ -158,7 +160,7 @@ def duckdb_type(kind: T.DataType) -> str:
 
 def shown(problem: Exception) -> str:
     """Spark's message without the plan, the text and the codes after it, and without our prefixes."""
-    text = str(problem).split("; line ", 1)[0].split("\n", 1)[0]
+    text = str(problem).strip().split("; line ", 1)[0].split("\n", 1)[0]
     text = re.sub(r"\s*SQLSTATE: \w+", "", text)
     return str(SCRATCH_PREFIX.sub("", text.strip()))
 

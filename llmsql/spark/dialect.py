@@ -25,3 +25,15 @@ def _for_spark(node: exp.Expression) -> exp.Expression:
     if isinstance(node, exp.ParseJSON):
         return exp.cast(node.this, "TEXT")
     return node
+
+
+def join_lateral_views(tree: exp.Expression) -> None:
+    """Write `LATERAL VIEW explode(x) t AS c` as a join, in place: the planner joins answers after all that has rows."""
+    for select in tree.find_all(exp.Select):
+        laterals = select.args.get("laterals") or []
+        for lateral in laterals:
+            if lateral.args.get("view"):
+                kind = {"side": "LEFT", "on": exp.true()} if lateral.args.get("outer") else {"kind": "CROSS"}
+                rows = exp.Lateral(this=lateral.this.copy(), alias=lateral.args["alias"].copy())
+                select.append("joins", exp.Join(this=rows, **kind))
+        select.set("laterals", [lateral for lateral in laterals if not lateral.args.get("view")])

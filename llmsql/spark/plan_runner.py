@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import reduce
 
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from llmsql.planner import Materialise, Plan, Stage
@@ -23,14 +23,22 @@ class SparkPlanRunner:
     """Runs one plan. What it persists is in `frames`, and the temporary views that it makes in `views`.
 
     Args:
+        spark: where the plan runs.
         run: runs SQL with the statement's parameters.
         registration: the model and the settings.
         statistics: filled in as the plan runs.
     """
 
-    def __init__(self, run: Callable[[str], DataFrame], registration: Registration, statistics: QueryStatistics):
+    def __init__(
+        self,
+        spark: SparkSession,
+        run: Callable[[str], DataFrame],
+        registration: Registration,
+        statistics: QueryStatistics,
+    ):
         self.frames: list[DataFrame] = []
         self.views: list[str] = []
+        self._spark = spark
         self._run = run
         self._registration = registration
         self._statistics = statistics
@@ -53,6 +61,12 @@ class SparkPlanRunner:
         """Run the final statement; the views can be dropped afterwards, its plan holds what is behind them."""
         with worker_errors():
             return self._run(spark_sql(plan.final_sql))
+
+    def drop_views(self) -> None:
+        """Forget the names of what was made; `spark.catalog` would give back what is persisted behind them, too."""
+        catalog = self._spark._jsparkSession.sessionState().catalog()
+        while self.views:
+            catalog.dropTempView(self.views.pop())
 
     def _materialise(self, step: Materialise) -> None:
         frame = self._run(spark_sql(step.sql))

@@ -20,6 +20,7 @@ from llmsql.planner.parsing import mentions_llm_call, parse_statement
 from llmsql.planner.planning import ANY_ORDER
 from llmsql.spark import registration as registering
 from llmsql.spark.catalog import SparkCatalog, shown
+from llmsql.spark.dialect import join_lateral_views
 from llmsql.spark.in_place import register_in_place
 from llmsql.spark.kept_frames import give_back, kept_frames
 from llmsql.spark.plan_runner import SparkPlanRunner
@@ -73,7 +74,7 @@ class PlanningSession:
             return self.spark.sql(sqlQuery, args=args, **kwargs)
         started = time.perf_counter()
         statistics = self.last_query = QueryStatistics(sql=sqlQuery)
-        runner = SparkPlanRunner(run, self._registration, statistics)
+        runner = SparkPlanRunner(self.spark, run, self._registration, statistics)
         result: DataFrame | None = None
         try:
             plan = self._plan(tree, run, args or {})
@@ -84,8 +85,7 @@ class PlanningSession:
         except (QueryError, PySparkException) as problem:
             result = self._unplanned(problem, run, sqlQuery, tree)
         finally:
-            for name in runner.views:
-                self.spark.catalog.dropTempView(name)
+            runner.drop_views()
             if result is None or not isinstance(tree, exp.Query):
                 give_back(runner.frames)
         if isinstance(tree, exp.Query):
@@ -143,7 +143,19 @@ def register(
 ) -> PlanningSession:
     """Add the LLM functions to a Spark session; a session whose `sql` plans them.
 
-    As `llmsql.spark.registration.register`, which says what the arguments are and what is raised.
+    On the session that comes back, `sql` plans, and all else is that of `spark`. On `spark` itself, and in DataFrames,
+    the functions run partition by partition. What the calls look like there, and where the model runs, is said at
+    `llmsql.spark.registration.register`.
+
+    Args:
+        spark: the session; nothing but its functions is changed.
+        model: a model folder, a hub id, 'demo' (the default), or an object that answers, which is pickled to the
+            workers and asked there.
+        **settings: see `llmsql.settings.Settings`.
+
+    Raises:
+        ModelError: there is no such model folder, or it lacks weights or tokenizer.
+        SettingError: an unknown or ill-typed setting, no Spark session, or a model that cannot be pickled.
 
     Example:
         spark = llmsql.spark.register(SparkSession.builder.getOrCreate(), model="demo")
@@ -166,4 +178,7 @@ def _planned_tree(text: str) -> exp.Expression | None:
     if not mentions_llm_call(text) or text.lstrip()[:7].upper() == "EXPLAIN":
         return None
     tree = parse_statement(text, "spark")
-    return tree if isinstance(tree, PLANNED) and has_llm_call(tree) else None
+    if not isinstance(tree, PLANNED) or not has_llm_call(tree):
+        return None
+    join_lateral_views(tree)
+    return tree

@@ -1,0 +1,292 @@
+"""Planned statements and DataFrames in Spark: DuckDB's answers, each distinct surviving tuple asked once in all."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import sys
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import sqlglot
+from sqlglot import exp
+
+import llmsql
+from llmsql import CallError, LlmsqlError, QueryError, RowError
+from llmsql.settings import Settings
+from llmsql.testing import FakeModel
+
+pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
+
+from pyspark import cloudpickle
+from pyspark.sql import Row
+from pyspark.sql import functions as F
+from spark_session import local_session
+
+import llmsql.spark
+from llmsql.functions import make_call
+from llmsql.planner import Stage
+from llmsql.spark import llm, llm_classify, llm_filter, where_llm, with_llm
+from llmsql.spark.kept_frames import kept_frames
+from llmsql.spark.layout import Layout, column_order, lay_out, sizes
+from llmsql.spark.requirements import check_java
+
+pytestmark = pytest.mark.spark
+
+FIXTURES = Path(__file__).parent / "fixtures" / "planner"
+# What the model of the fixtures may be asked is theirs to say; here every statement runs in both engines.
+STATEMENTS = (
+    "select_list: two fields, one of them NULL at times",
+    "select_list: all fields NULL means NULL and no call",
+    "select_list: struct column as fields",
+    "select_list: numbers, dates and booleans as fields",
+    "select_list: a prompt from a column",
+    "select_list: a call inside a call",
+    "select_list: options",
+    "select_list: stars as fields",
+    "select_list: an empty table",
+    "where: another call for the rows that are left",
+    "where: OR with a cheap predicate",
+    "from: a call over a recursive CTE",
+    "from: a self join",
+    "from: unnest in FROM",
+    "grouping: GROUP BY the alias of an answer",
+    "limit: ORDER BY a position, LIMIT and OFFSET",
+)
+
+
+def answer(prompt, fields, options):
+    """A pure function of the values, whatever their names and order; some rows fail."""
+    if "fail" in fields.values():
+        raise ValueError("cannot be answered")
+    code = zlib.crc32(repr((prompt, sorted(map(str, fields.values())))).encode())
+    if options["function"] == "llm_filter":
+        return "Yes" if code % 3 else "No"
+    return options["choices"][code % len(options["choices"])] if "choices" in options else f"{prompt[:9]} {code % 1000}"
+
+
+@pytest.fixture(scope="module")
+def con():
+    # As in Spark, where a filter is asked about all rows that earlier predicates leave.
+    with llmsql.connect(model=FakeModel(answer), order_filters=False, early_stop=False) as session:
+        session.execute((FIXTURES / "setup.sql").read_text(encoding="utf-8"))
+        yield session
+
+
+@pytest.fixture(scope="module")
+def spark(con, tmp_path_factory):
+    try:
+        check_java()
+    except LlmsqlError as problem:
+        pytest.skip(str(problem))
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
+    os.environ.pop("PYSPARK_PYTHON", None)
+    session = local_session(tmp_path_factory.mktemp("warehouse"))
+    for name in ("products", "reviews", "empty_reviews", "blanks", "nested", "good_reviews"):
+        session.createDataFrame(con.sql(f"FROM {name}").to_arrow_table()).createOrReplaceTempView(name)
+    yield llmsql.spark.register(session, model=FakeModel(answer))
+    session.stop()
+
+
+def statement(name):
+    file, title = name.split(": ", 1)
+    text = (FIXTURES / f"{file}.sql").read_text(encoding="utf-8")
+    found = re.search(rf"^-- name: {re.escape(title)}\n(?:--.*\n)*([^;]+);", text, re.MULTILINE)
+    assert found is not None, f"there is no fixture {name}"
+    return found[1]
+
+
+def in_spark(sql):
+    """The statement in Spark's words."""
+    tree = sqlglot.parse_one(sql, dialect="duckdb")
+    for option in list(tree.find_all(exp.PropertyEQ)):
+        if isinstance(option.parent, exp.Anonymous):
+            option.replace(exp.Kwarg(this=exp.var(option.this.name), expression=option.expression))
+    return tree.sql(dialect="spark")
+
+
+def rows(frame):
+    return sorted(
+        (tuple(v.asDict(True) if isinstance(v, Row) else v for v in row) for row in frame.collect()), key=repr
+    )
+
+
+def asked(spark):
+    return llmsql.spark.statistics(spark).model_calls
+
+
+class TestStatements:
+    @pytest.mark.parametrize("name", STATEMENTS)
+    def test_same_rows_and_calls_as_duckdb(self, spark, con, name):
+        sql = statement(name)
+        wanted = sorted(con.sql(sql).fetchall(), key=repr)
+        calls = con.last_query.model_calls
+        before = asked(spark)
+        frame = spark.sql(in_spark(sql))
+        assert rows(frame) == wanted
+        assert spark.last_query.decisions == [], "it was not planned"
+        assert spark.last_query.model_calls == calls
+        assert asked(spark) - before == calls
+
+    def test_nothing_is_asked_again(self, spark):
+        before = asked(spark)
+        frame = spark.sql(
+            "WITH judged AS (SELECT review_id, llm('Summarise', body) AS text FROM reviews WHERE rating = 1) "
+            "SELECT a.review_id, a.text FROM judged a JOIN judged b ON a.text = b.text ORDER BY a.text, a.review_id"
+        )
+        first = frame.collect()
+        assert frame.collect() == first
+        assert frame.alias("x").join(frame.alias("y"), F.col("x.text") == F.col("y.text")).count() > len(first)
+        assert frame.orderBy("review_id").first() == min(first, key=lambda row: row.review_id)
+        (count,) = spark.sql("SELECT count(DISTINCT body) FROM reviews WHERE rating = 1").first()
+        assert spark.last_query.model_calls == asked(spark) - before == count
+
+    def test_equals_the_plain_functions(self, spark):
+        sql = "SELECT review_id, llm('Say', body, author) AS text FROM reviews WHERE llm_filter('Is it?', author)"
+        assert rows(spark.sql(sql)) == rows(spark.spark.sql(sql))
+
+    def test_order_and_limit(self, spark):
+        found = spark.sql("SELECT review_id, llm('Say', body) AS text FROM reviews ORDER BY review_id DESC LIMIT 5")
+        assert [row.review_id for row in found.collect()] == [119, 118, 117, 116, 115]
+        assert spark.last_query.model_calls == 5
+
+    def test_writing(self, spark):
+        spark.sql("CREATE TABLE written USING parquet AS SELECT product_id, llm('Say', title) AS text FROM products")
+        assert spark.last_query.model_calls == 7
+        try:
+            assert spark.table("written").filter("text IS NOT NULL").count() == 21
+        finally:
+            spark.sql("DROP TABLE written")
+
+    def test_what_has_no_calls_is_sparks_own(self, spark):
+        known = spark.last_query
+        assert spark.sql("SELECT 'llm' AS x, :n AS n", args={"n": 3}).collect() == [Row(x="llm", n=3)]
+        assert spark.last_query is known
+        assert spark.range(3).count() == 3
+        assert "__llmsql" not in str(spark.sql("SHOW TABLES").collect())
+
+    def test_parameters(self, spark):
+        found = spark.sql("SELECT llm('Say', title) AS t FROM products WHERE product_id < :most", args={"most": 2})
+        assert found.count() == 2
+        assert spark.last_query.model_calls == 2
+
+    def test_what_cannot_be_planned_runs_as_functions(self, spark):
+        frame = spark.sql("SELECT llm('Say', title) AS t FROM products WHERE product_id < ?", args=[2])
+        assert frame.count() == 2
+
+    def test_wrong_statements(self, spark):
+        with pytest.raises(CallError, match=r"no option 'max_token'.*line 1, column 8"):
+            spark.sql("SELECT llm('Say', title, max_token => 3) FROM products")
+        with pytest.raises(CallError, match=r"`nothing` cannot be resolved.*line 1, column 8"):
+            spark.sql("SELECT llm('Say', nothing) FROM products")
+        with pytest.raises(QueryError, match="`nothing` cannot be resolved"):
+            spark.sql("SELECT llm('Say', title) FROM products WHERE nothing > 3")
+
+    def test_explain(self, spark):
+        text = spark.explain("SELECT llm('Say', title) AS t FROM products WHERE price > 3")
+        assert "ask llm('Say', title)" in text
+        assert "price > 3" in text
+
+
+class TestErrors:
+    SQL = "SELECT id, llm('Say', x{}) AS text FROM VALUES (1, 'fine'), (2, 'fail'), (3, 'fail'), (4, NULL) AS v(id, x)"
+
+    def test_a_failed_row_is_null_with_its_reason(self, spark):
+        said = dict(rows(spark.sql(self.SQL.format(""))))
+        assert said[1] is not None
+        assert (said[2], said[3], said[4]) == (None, None, None)
+        (stage,) = spark.last_query.stages
+        assert (stage.rows, stage.distinct, stage.asked, stage.failed) == (4, 3, 2, 1)
+        assert spark.last_query.errors[0].error == "ValueError: cannot be answered"
+
+    def test_on_error_fail_stops_with_the_values(self, spark):
+        with pytest.raises(RowError, match="llm failed: ValueError: cannot be answered; the row: x='fail'"):
+            spark.sql(self.SQL.format(", on_error => 'fail'"))
+
+
+class TestDataFrames:
+    def test_same_as_the_column(self, spark):
+        frame = spark.table("reviews")
+        column = llm_classify("Which of {body} and {author}?", ["x", "y"])
+        plain = rows(frame.withColumn("kind", column))
+        before = asked(spark)
+        planned = frame.transform(with_llm, "kind", column)
+        assert rows(planned) == rows(planned.orderBy("kind")) == plain
+        assert asked(spark) - before == frame.select("body", "author").distinct().count()
+        assert with_llm(planned, "kind", llm("Say", "*")).columns == planned.columns
+
+    def test_filter(self, spark):
+        predicate = llm_filter("Is it?", F.struct("author", F.col("rating").alias("stars")), "author")
+        kept = spark.table("reviews").transform(where_llm, predicate)
+        assert rows(kept) == rows(spark.table("reviews").filter(predicate))
+        assert 0 < kept.count() < 120
+
+    def test_rows_that_differ_from_run_to_run(self, spark):
+        drawn = spark.range(0, 200, 1, 4).withColumn("body", (F.rand() * 1000).cast("int"))
+        assert with_llm(drawn, "said", llm("Say", "body")).filter("said IS NULL").count() == 0
+
+    def test_no_rows(self, spark):
+        empty = spark.table("empty_reviews")
+        assert with_llm(empty, "said", llm("Say", "body")).collect() == []
+
+    def test_expressions_around_a_call_are_refused(self, spark):
+        with pytest.raises(CallError, match="returned itself"):
+            with_llm(spark.table("reviews"), "x", F.upper(llm("Say", "body")))
+        with pytest.raises(CallError, match="where_llm needs"):
+            where_llm(spark.table("reviews"), llm("Say", "body"))
+
+    def test_answers_are_given_back_when_nothing_can_read_them(self, spark):
+        kept = kept_frames(spark.spark)
+        result = with_llm(spark.table("products"), "said", llm("Say", "title"))
+        built = result.filter("product_id < 3")
+        number = len(kept)
+        del result
+        collect_garbage(spark)
+        kept.sweep()
+        before = asked(spark)
+        assert built.count() == 3
+        assert asked(spark) == before, "what is built on a result holds its answers"
+        assert len(kept) <= number
+        del built
+        collect_garbage(spark)
+        kept.sweep()
+        assert len(kept) < number
+
+
+def collect_garbage(spark):
+    gc.collect()
+    spark.sparkContext._jvm.System.gc()
+
+
+class TestLayout:
+    STAGE = Stage("s", make_call("llm", "Say"), "llm", ("a", "b"), ("a0", "a1"), ("k0", "k1"), "v", "", "")
+
+    def frame(self, spark, number=4000):
+        # One value of a0 has nine tuples of ten.
+        few = F.when(F.col("id") % 10 > 0, "common").otherwise(F.concat(F.lit("rare "), F.col("id") % 7))
+        return spark.range(number).select(F.concat(F.lit("t"), "id").alias("a1"), few.alias("a0"), F.lit(2).alias("n"))
+
+    def test_a_value_that_dominates_is_cut(self, spark):
+        layout = Layout(("a0", "a1"), 4)
+        parts = layout.apply(self.frame(spark)).groupBy(F.spark_partition_id()).count().collect()
+        assert len(parts) == 4
+        assert max(row[1] for row in parts) < 1500
+
+    def test_the_shared_column_leads_and_tokens_say_how_many_parts(self, spark):
+        frame = self.frame(spark, 400)
+        found = sizes(frame, self.STAGE)
+        assert (found.distinct, found.rows) == (400, 800)
+        layout = lay_out(frame, self.STAGE, found, Settings(), 2)
+        assert layout.order == ("a0", "a1")
+        longer = frame.withColumn("a1", F.repeat("a1", 500))
+        many = lay_out(longer, self.STAGE, sizes(longer, self.STAGE), Settings(), 2)
+        assert layout.partitions < many.partitions
+
+    def test_order_of_columns(self):
+        table = pa.table({"own": [f"text {n}" for n in range(50)], "shared": ["a long text that all have"] * 50})
+        names, computed = column_order(table)
+        assert names == ("shared", "own")
+        assert 0 < computed < 0.6
