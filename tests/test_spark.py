@@ -30,8 +30,8 @@ from llmsql.testing import FakeModel
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
 
 from pyspark import cloudpickle
-from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
+from spark_session import local_session
 
 import llmsql.spark
 from llmsql.spark import llm, llm_classify, llm_filter
@@ -68,21 +68,7 @@ def spark(tmp_path_factory):
     engines = tmp_path_factory.mktemp("run") / "d"  # where engine processes leave their traces
     with mock.patch.dict(os.environ, LLMSQL_RUNTIME_DIR=str(engines)):
         os.environ.pop("PYSPARK_PYTHON", None)  # `register` sees to it that workers find llmsql
-        session = (
-            SparkSession.builder.master("local[2]")
-            .config("spark.ui.enabled", "false")
-            .config("spark.ui.showConsoleProgress", "false")
-            .config("spark.driver.host", "127.0.0.1")
-            .config("spark.driver.memory", "512m")
-            # Small queries: time spent on compiling them would never be earned back.
-            .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
-            .config("spark.sql.codegen.wholeStage", "false")
-            .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
-            .config("spark.sql.shuffle.partitions", "2")
-            .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
-            .getOrCreate()
-        )
-        session.sparkContext.setLogLevel("OFF")
+        session = local_session(tmp_path_factory.mktemp("warehouse"))
         types = (pa.int32(), pa.string(), pa.float64(), pa.string())
         table = pa.table([pa.array(column, kind) for column, kind in zip(zip(*ROWS), types)], names=COLUMNS)
         session.createDataFrame(table).coalesce(1).createOrReplaceTempView("t")

@@ -148,6 +148,14 @@ class TestStatements:
         sql = "SELECT review_id, llm('Say', body, author) AS text FROM reviews WHERE llm_filter('Is it?', author)"
         assert rows(spark.sql(sql)) == rows(spark.spark.sql(sql))
 
+    def test_subqueries(self, spark):
+        sql = (
+            "SELECT product_id FROM products p WHERE EXISTS (SELECT 1 FROM reviews r WHERE r.product_id = p.product_id "
+            "AND llm_filter('Is it good?', r.author)) AND product_id IN (SELECT product_id FROM reviews WHERE verified)"
+        )
+        assert rows(spark.sql(sql)) == rows(spark.spark.sql(sql))
+        assert spark.last_query.decisions == []
+
     def test_order_and_limit(self, spark):
         found = spark.sql("SELECT review_id, llm('Say', body) AS text FROM reviews ORDER BY review_id DESC LIMIT 5")
         assert [row.review_id for row in found.collect()] == [119, 118, 117, 116, 115]

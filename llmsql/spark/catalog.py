@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pyspark.errors import PySparkException
+from pyspark.logger import PySparkLogger
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 from sqlglot import exp
@@ -19,6 +21,7 @@ from llmsql.planner.planning import IN_PLACE_PREFIX
 from llmsql.spark.dialect import spark_sql
 from llmsql.spark.names import fresh_name
 
+SPARK_LOG = "SQLQueryContextLogger"
 # Also those that answer the same within a statement: a plan is several statements.
 VOLATILE = frozenset(
     (
@@ -67,7 +70,8 @@ class SparkCatalog:
         """(name, type) of each result column; see `Catalog.columns`. Spark binds, and runs nothing."""
         query = query.transform(_typed_null)
         try:
-            schema = self._run(spark_sql(query)).schema
+            with quiet():
+                schema = self._run(spark_sql(query)).schema
         except PySparkException as problem:
             raise QueryError(shown(problem)) from problem
         return [(field.name, duckdb_type(field.dataType)) for field in schema.fields]
@@ -121,7 +125,7 @@ class SparkCatalog:
         if name not in self._aggregates:
             described = ""
             if name.isidentifier() and not name.startswith("llm"):
-                with suppress(PySparkException):  # there is none of that name
+                with quiet(), suppress(PySparkException):  # there is none of that name
                     rows = self._spark.sql(f"DESCRIBE FUNCTION {name}").collect()
                     described = " ".join(str(row[0]) for row in rows)
             self._aggregates[name] = ".expressions.aggregate." in described
@@ -156,6 +160,18 @@ def duckdb_type(kind: T.DataType) -> str:
         members = ", ".join(f'"{field.name}" {duckdb_type(field.dataType)}' for field in kind.fields)
         return f"STRUCT({members})"
     return TYPES.get(type(kind)) or str(kind.simpleString()).upper()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While the planner tries what may not bind, PySpark writes no errors to stderr."""
+    log = PySparkLogger.getLogger(SPARK_LOG)  # of a class of its own
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def shown(problem: Exception) -> str:

@@ -22,6 +22,8 @@ def _for_spark(node: exp.Expression) -> exp.Expression:
             return type(node)(this=node.this, to=exp.DataType.build("TEXT"))
         if node.find_ancestor(exp.Try) is not None and not isinstance(node, exp.TryCast):
             return exp.TryCast(this=node.this, to=node.to)
+    if isinstance(node, exp.CTE) and node.args.get("materialized") is not None:
+        node.set("materialized", None)  # what must be computed once is a step of its own
     if isinstance(node, exp.ParseJSON):
         return exp.cast(node.this, "TEXT")
     return node
