@@ -55,6 +55,7 @@ bench: $(INSTALLED)
 		$(BIN)/python benchmarks/reorder.py $(DATA)/*.parquet --output benchmarks/out; \
 		$(BIN)/python benchmarks/query.py | tee benchmarks/out/query.md; \
 	else echo "make: no tables in $(DATA): set LLMSQL_DATA; skipping the benchmarks that read them"; fi
+	@$(BIN)/python benchmarks/planning.py | tee benchmarks/out/planning.md
 	@$(BIN)/python benchmarks/engine.py | tee benchmarks/out/engine.md
 	@$(BIN)/python benchmarks/constrained.py | tee benchmarks/out/constrained.md
 	@$(BIN)/python benchmarks/gpu.py --dry-run
