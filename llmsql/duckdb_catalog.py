@@ -14,7 +14,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from llmsql.errors import QueryError
-from llmsql.planner.parsing import parameters_of
+from llmsql.planner.parsing import PARAMETER, parameters_of
 from llmsql.planner.plan import SCRATCH_PREFIX
 
 Run = Callable[..., list[tuple[Any, ...]]]
@@ -207,7 +207,8 @@ class _Functions:
 
 
 def shown(problem: Exception) -> str:
-    """DuckDB's message without the hint lines on the rewritten text, and our prefixes, which the user never wrote."""
+    """DuckDB's message without the hint lines on the rewritten text and our own names, which the user never wrote."""
     lines = str(problem).strip().splitlines()
     kept = [line for line in lines if line.strip(" ^~") and not line.startswith("LINE ")]
-    return SCRATCH_PREFIX.sub("", " ".join(line.strip() for line in kept))
+    text = SCRATCH_PREFIX.sub("", " ".join(line.strip() for line in kept))
+    return text.replace(PARAMETER, "$")

@@ -157,6 +157,10 @@ class TestInputs:
         sql = "SELECT id, llm_classify(?, ?, x) AS s FROM t WHERE id < ? AND llm_filter('a?', x) LIMIT ?"
         assert con.execute(sql, ["Which?", ["p", "q"], 5, 1]).fetchall() == [(0, "p")]
 
+    def test_a_parameter_that_is_missing_is_named_as_the_user_wrote_it(self, con):
+        with pytest.raises(llmsql.CallError, match=r"parameters: \$1 \(line 1, column 8\)$"):
+            con.sql("SELECT llm('Say', $1)")
+
     def test_variables_of_the_caller(self, con):
         frame = pd.DataFrame({"word": ["u", "v", "u"]})
         table = pa.table({"word": ["w"]})
