@@ -1,7 +1,8 @@
-# make demo | test | lint | bench | fuzz | clean. Everything is installed into .venv from constraints.txt.
+# make demo | test | test-duckdb-1.4 | lint | bench | fuzz | clean. Everything is installed into .venv from constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
+OLD_DUCKDB := .venv-duckdb-1.4
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA := $(or $(LLMSQL_DATA),../shared/data)
@@ -9,11 +10,12 @@ DATA := $(or $(LLMSQL_DATA),../shared/data)
 # GNU OpenMP's idle threads spin and would starve whatever else runs on the machine.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: help demo test lint format bench fuzz build clean
+.PHONY: help demo test test-duckdb-1.4 lint format bench fuzz build clean
 
 help:
 	@echo "make demo   run SELECT llm(...) over generated reviews with the demo model (about two minutes)"
 	@echo "make test   lint, type checks and all tests (needs Java 17 or newer for the Spark tests)"
+	@echo "make test-duckdb-1.4   the tests of the SQL side once more, on DuckDB 1.4"
 	@echo "make lint   ruff and mypy only"
 	@echo "make bench  the benchmarks; reads real tables from \$$LLMSQL_DATA where there are any"
 	@echo "make fuzz   long random searches"
@@ -60,6 +62,15 @@ bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/constrained.py | tee benchmarks/out/constrained.md
 	@$(BIN)/python benchmarks/gpu.py --dry-run
 
+test-duckdb-1.4: $(INSTALLED)
+	@echo "make: the tests of the SQL side on DuckDB 1.4"
+	@test -x $(OLD_DUCKDB)/bin/python || $(PYTHON) -m venv $(OLD_DUCKDB)
+	@$(OLD_DUCKDB)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'duckdb==1.4.*'
+	@$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$($(OLD_DUCKDB)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/other_packages.pth"
+	@$(OLD_DUCKDB)/bin/python -m pytest -m 'not fuzz and not spark' tests/test_planner_*.py tests/test_session*.py \
+		tests/test_function_options.py tests/test_inference.py tests/test_llm_agg.py tests/test_interrupts.py
+
 fuzz: $(INSTALLED)
 	@$(BIN)/python -m pytest -m fuzz
 
@@ -67,4 +78,4 @@ build: $(INSTALLED)
 	@$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info benchmarks/out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD_DUCKDB) build dist *.egg-info benchmarks/out .pytest_cache .mypy_cache .ruff_cache .hypothesis
