@@ -6,6 +6,7 @@ import random
 import zlib
 
 import pytest
+from duckdb_faults import without_suspects
 
 import llmsql
 from llmsql.testing import FakeModel
@@ -142,10 +143,14 @@ def check(sessions, seed):
     sql = Statements(seed).statement()
     wanted = sorted(in_place.sql(sql).fetchall(), key=repr)
     got = sorted(planned.sql(sql).fetchall(), key=repr)
+    if got != wanted:  # the error may be DuckDB's own
+        with without_suspects(sessions):
+            wanted = sorted(in_place.sql(sql).fetchall(), key=repr)
+            got = sorted(planned.sql(sql).fetchall(), key=repr)
     assert got == wanted, f"seed {seed}: {sql}\n{planned.last_query.plan}"
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", [*range(30), 1604])  # 1604: DuckDB 2.0.0 alone loses the rows
 def test_random_statements(sessions, seed):
     check(sessions, seed)
 
