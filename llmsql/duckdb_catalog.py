@@ -14,6 +14,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from llmsql.errors import QueryError
+from llmsql.planner.catalog import literal_value
 from llmsql.planner.parsing import PARAMETER, parameters_of
 from llmsql.planner.plan import SCRATCH_PREFIX
 
@@ -111,12 +112,9 @@ class DuckDBCatalog:
 
     def constant(self, expression: exp.Expression) -> Any:
         """The value of a constant expression; literals without asking DuckDB."""
-        if isinstance(expression, exp.Literal) and expression.is_string:
-            return expression.this
-        if isinstance(expression, exp.Boolean):
-            return expression.this
-        if isinstance(expression, exp.Literal) and expression.this.isdecimal():
-            return int(expression.this)
+        literal = literal_value(expression)
+        if literal is not None:
+            return literal
         query = exp.Select(expressions=[expression.copy()])
         sql = query.sql(dialect=self.dialect)
         if sql not in self._constants:

@@ -7,6 +7,16 @@ from typing import Any, Protocol
 from sqlglot import exp
 
 
+def literal_value(expression: exp.Expression) -> str | bool | int | None:
+    """The value of a text, a whole number or a boolean as it is written; None for any other expression."""
+    if isinstance(expression, exp.Boolean) or (isinstance(expression, exp.Literal) and expression.is_string):
+        value: str | bool = expression.this
+        return value
+    if isinstance(expression, exp.Literal) and expression.this.isdecimal():
+        return int(expression.this)
+    return None
+
+
 class Catalog(Protocol):
     """The SQL engine's knowledge of names and types, and a source of fresh names."""
 

@@ -16,6 +16,7 @@ from sqlglot import exp
 
 from llmsql.errors import QueryError
 from llmsql.planner.calls import has_llm_call, is_llm_call
+from llmsql.planner.catalog import literal_value
 from llmsql.planner.plan import SCRATCH_PREFIX
 from llmsql.planner.planning import IN_PLACE_PREFIX
 from llmsql.spark.dialect import spark_sql
@@ -99,12 +100,9 @@ class SparkCatalog:
 
     def constant(self, expression: exp.Expression) -> Any:
         """The value of a constant expression; literals and lists of them without asking Spark."""
-        if isinstance(expression, exp.Literal) and expression.is_string:
-            return expression.this
-        if isinstance(expression, exp.Boolean):
-            return expression.this
-        if isinstance(expression, exp.Literal) and expression.this.isdecimal():
-            return int(expression.this)
+        literal = literal_value(expression)
+        if literal is not None:
+            return literal
         if isinstance(expression, exp.Placeholder) and expression.this in self._parameters:
             return self._parameters[expression.this]
         if isinstance(expression, exp.Array):
