@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CHARACTERS_PER_TOKEN = 4.0
+OUTPUT_TOKEN = 8.0  # a generated token costs about as much as so many tokens of a prompt
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmsql.answer_tables import AnswerTables, Run
+from llmsql.estimate import CHARACTERS_PER_TOKEN, OUTPUT_TOKEN
 from llmsql.planner import Filter, Filters, Stage
 from llmsql.settings import Settings
 from llmsql.statistics import QueryStatistics, StageStatistics
@@ -16,8 +17,6 @@ SMALLEST_SAMPLE = 8
 FIRST_ROWS = 32  # under a LIMIT: as few as a model still runs well together
 FIRST_BATCH, GROWTH = 1024, 8
 FIRST_POOL, POOL_GROWTH = 4096, 16  # rows read under a LIMIT, before more are read
-OUTPUT_TOKEN = 8.0  # a generated token costs about as much as so many tokens of a prompt
-CHARACTERS_PER_TOKEN = 4.0
 PROMPT_TOKENS = 16.0  # of a prompt, beside the row's own
 
 LOG = logging.getLogger(__name__)

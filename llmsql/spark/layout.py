@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from llmsql.estimate import CHARACTERS_PER_TOKEN, OUTPUT_TOKEN
 from llmsql.optimizer import OptimizerError, reorder
 from llmsql.planner.plan import Stage
 from llmsql.settings import Settings
@@ -23,8 +24,6 @@ SAMPLE_ROWS = 1000
 KEY_CHARACTERS = 64  # of a text, by which tuples are compared for the ranges
 PARTITION_TOKENS = 100_000  # predicted cost of a partition, in computed prompt tokens
 SMALLEST_PARTITION = 16  # rows, below which a partition is not cut to keep more slots busy
-CHARACTERS_PER_TOKEN = 4.0
-OUTPUT_TOKEN = 8.0  # a generated token costs about as much as so many tokens of a prompt
 UNORDERED_TYPES = ("map<", "variant", "interval")
 
 
