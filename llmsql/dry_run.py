@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from llmsql.answer_tables import Run
 from llmsql.execution import PlanRunner
-from llmsql.filtering import FilterRunner
 from llmsql.functions import Call
 from llmsql.model import Model
 from llmsql.planner import Filters, Materialise, Plan, Stage
@@ -184,16 +183,7 @@ class DryRunner(PlanRunner):
     def _filter(self, step: Filters) -> None:
         """All candidates, each predicate for those that the ones before leave for certain."""
         candidates = self._loosened(step.candidates_sql)
-        runner = FilterRunner(
-            step,
-            self._run,
-            self.run_with_parameters,
-            self._run_stage,
-            self._answers,
-            self.scratch,
-            self._settings,
-            self._statistics,
-        )
+        runner = self._filter_runner(step)
         columns = step.columns if step.enough is not None else (*step.columns, "n")
         total = runner.fill(candidates.sql, columns)
         runner.load(0, max(total, 1))

@@ -76,15 +76,11 @@ class PlanRunner:
 
     def run_with_parameters(self, sql: str) -> list[tuple[Any, ...]]:
         """Run SQL with those of the statement's parameters that stand in it."""
-        if not self._parameters:
-            return self._run(sql, {})
-        return self._run(sql, parameters_of(sqlglot.parse_one(sql, dialect="duckdb"), self._parameters))
+        return self._run(sql, self._parameters_in(sql))
 
     def explain(self, final_sql: str, how: str) -> list[tuple[str, str]]:
         """DuckDB's plan of the final statement as (key, text); `how` is what stands behind EXPLAIN, such as ANALYZE."""
-        tree = sqlglot.parse_one(final_sql, dialect="duckdb")
-        parameters = parameters_of(tree, self._parameters) if self._parameters else {}
-        rows = self._run(f"EXPLAIN {how} {final_sql}", parameters)
+        rows = self._run(f"EXPLAIN {how} {final_sql}", self._parameters_in(final_sql))
         return [(str(key), str(text)) for key, text in rows]
 
     def counted(self) -> dict[str, StageStatistics]:
@@ -97,13 +93,21 @@ class PlanRunner:
             kind, name = self.scratch.pop()
             self._run(f"DROP {kind} IF EXISTS {name}", {})
 
+    def _parameters_in(self, sql: str) -> dict[str, Any]:
+        if not self._parameters:
+            return {}
+        return parameters_of(sqlglot.parse_one(sql, dialect="duckdb"), self._parameters)
+
     def _materialise(self, step: Materialise) -> None:
         columns = f"({', '.join(step.columns)})" if step.columns else ""
         self.run_with_parameters(f"CREATE TEMP TABLE {step.name}{columns} AS {step.sql}")
         self.scratch.append(("TABLE", step.name))
 
     def _filter(self, step: Filters) -> None:
-        FilterRunner(
+        self._filter_runner(step).run()
+
+    def _filter_runner(self, step: Filters) -> FilterRunner:
+        return FilterRunner(
             step,
             self._run,
             self.run_with_parameters,
@@ -112,7 +116,7 @@ class PlanRunner:
             self.scratch,
             self._settings,
             self._statistics,
-        ).run()
+        )
 
     def _run_stage(self, stage: Stage) -> StageStatistics:
         statistics = self._stages.get(stage)
