@@ -14,7 +14,7 @@ from sqlglot import exp
 from llmsql.planner.calls import calls_in, is_constant, own_calls
 from llmsql.planner.clauses import table_named
 from llmsql.planner.grouping import Grouping
-from llmsql.planner.plan import Materialise
+from llmsql.planner.plan import ROW_NUMBER, Materialise
 from llmsql.planner.planning import ANY_ORDER
 from llmsql.planner.scope import Scope
 
@@ -177,7 +177,7 @@ class _Carrier:
             select.set("where", exp.Where(this=exp.and_(*staying, copy=False)))
         select.set("expressions", items)
         select.set("from_", exp.From(this=table_named(self.name)))
-        select.set("order", exp.Order(expressions=[exp.Ordered(this=exp.column("rowid", table=self.name))]))
+        select.set("order", exp.Order(expressions=[exp.Ordered(this=exp.column(ROW_NUMBER, table=self.name))]))
         columns = tuple(f"c{number}" for number in range(max(len(self.carried), 1)))
         sql = query.sql(dialect=self.scope.catalog.dialect)
         return Materialise(self.name, columns, sql, reason)

@@ -22,11 +22,12 @@ from llmsql.planner.calls import AGGREGATE, call_text, has_llm_call, is_option, 
 from llmsql.planner.catalog import Catalog
 from llmsql.planner.clauses import is_star, sources, visible_ctes
 from llmsql.planner.naming import name_outputs
+from llmsql.planner.plan import ROW_NUMBER
 from llmsql.planner.planning import TAG, TEXT, Planning, null_calls
 from llmsql.planner.scope import Scope
 from llmsql.prompt import PLACEHOLDER
 
-ROW_NUMBER = "__llmsql_row"
+OWN_NUMBER = "__llmsql_row"  # of rows whose table has no ROW_NUMBER
 SEVERAL = "rows"  # what a list of rows with several fields is called
 
 
@@ -208,8 +209,8 @@ def _input_order(scope: Scope) -> exp.Expression | None:
     if not _is_ordered(source, scope.catalog, visible_ctes(select)):
         return None
     name = source.alias_or_name
-    if isinstance(source, exp.Table) and "rowid" not in scope.source_columns():
-        number = exp.column("rowid", table=exp.to_identifier(name, quoted=True))
+    if isinstance(source, exp.Table) and ROW_NUMBER not in scope.source_columns():
+        number = exp.column(ROW_NUMBER, table=exp.to_identifier(name, quoted=True))
         if isinstance(source.this, exp.Identifier) and scope.catalog.binds(scope.original_source([number])):
             return exp.Ordered(this=number)
     if any(is_star(item) for item in select.expressions) or select.find(exp.Columns):
@@ -223,11 +224,11 @@ def _numbered(source: exp.Expression, name: str) -> exp.Column:
     """Give the rows of an item of FROM a number, in a query around it that has the same name."""
     if isinstance(source, exp.Table) and not source.alias and any(sign in name for sign in "./\\"):
         name = PurePath(name).stem  # as DuckDB calls a file
-    number = exp.alias_(exp.Window(this=exp.RowNumber()), ROW_NUMBER)
+    number = exp.alias_(exp.Window(this=exp.RowNumber()), OWN_NUMBER)
     query = exp.Select(expressions=[exp.Star(), number], from_=exp.From(this=source.copy()))
     alias = exp.TableAlias(this=exp.to_identifier(name or "llmsql_rows", quoted=True))
     source.replace(exp.Subquery(this=query, alias=alias))
-    return exp.column(ROW_NUMBER, table=alias.this.copy())
+    return exp.column(OWN_NUMBER, table=alias.this.copy())
 
 
 def _is_ordered(source: exp.Expression, catalog: Catalog, ctes: list[exp.CTE]) -> bool:

@@ -26,10 +26,9 @@ from llmsql.planner.clauses import ancestors, attach_ctes, conjuncts, is_star, s
 from llmsql.planner.exact import same_value
 from llmsql.planner.hazards import may_raise
 from llmsql.planner.naming import name_calls
+from llmsql.planner.plan import ROW_NUMBER
 from llmsql.planner.planning import null_calls
 from llmsql.planner.scope import Scope, joins_sources
-
-ROW_NUMBER = "rowid"
 
 
 def pairs_first(scope: Scope) -> bool:

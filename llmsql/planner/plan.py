@@ -10,6 +10,9 @@ from llmsql.functions import Call
 
 SCRATCH_PREFIX = re.compile(r"__llmsql_[0-9a-f]{8}_(?:answers_\d+_(?=\w))?")
 
+# The number of a row in its table: DuckDB's own, and in Spark one that scratch tables get.
+ROW_NUMBER = "rowid"
+
 
 @dataclass(frozen=True)
 class Stage:

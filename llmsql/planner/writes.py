@@ -22,9 +22,8 @@ from llmsql.errors import QueryError
 from llmsql.planner.calls import has_llm_call
 from llmsql.planner.catalog import Catalog
 from llmsql.planner.clauses import attach_ctes, table_named, visible_ctes
-from llmsql.planner.plan import Materialise
+from llmsql.planner.plan import ROW_NUMBER, Materialise
 
-ROW_NUMBER = "rowid"
 CHANGING = (exp.Update, exp.Delete, exp.Merge)
 
 

@@ -10,13 +10,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from llmsql.planner import Materialise, Plan, Stage
+from llmsql.planner.plan import ROW_NUMBER
 from llmsql.spark.asking import ask, worker_errors
 from llmsql.spark.dialect import spark_sql
 from llmsql.spark.registration import Registration
 from llmsql.spark.stage_function import VALUE
 from llmsql.statistics import QueryStatistics, StageStatistics
-
-ROW_NUMBER = "rowid"  # by which the planner keeps the order of rows that it read once
 
 
 class SparkPlanRunner:
