@@ -39,9 +39,9 @@ class Registration:
         """Whether the Spark application still runs."""
         return self.context._jsc is not None
 
-    def function(self, name: str, call: Call | None = None) -> UserDefinedFunction:
-        """The function as a Spark UDF; see `PartitionFunction` for `call`."""
-        body = arrow_function(PartitionFunction(name, call, self.model, self.settings, self.counters))
+    def function(self, name: str, call: Call | None = None, *, in_place: bool = False) -> UserDefinedFunction:
+        """The function as a Spark UDF; see `PartitionFunction` for `call` and `in_place`."""
+        body = arrow_function(PartitionFunction(name, call, self.model, self.settings, self.counters, in_place))
         kind = cached_type(FUNCTIONS[name].sql_type) if call is None else call.answer_type
         function = arrow_udf(body, from_arrow_type(kind.arrow, prefer_timestamp_ntz=True))
         # Spark may evaluate a deterministic call of one row twice, and would see two answers where they are drawn.
