@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,7 @@ from sqlglot.errors import SqlglotError
 from llmsql.errors import QueryError
 from llmsql.planner.catalog import literal_value
 from llmsql.planner.parsing import PARAMETER, parameters_of
-from llmsql.planner.plan import SCRATCH_PREFIX
+from llmsql.planner.scratch_names import without_prefixes
 
 Run = Callable[..., list[tuple[Any, ...]]]
 COLLATES = (
@@ -38,8 +36,6 @@ class DuckDBCatalog:
     """
 
     dialect = "duckdb"
-    _numbers = itertools.count(1)
-    _process = uuid.uuid4().hex[:8]
     _built_in: _Functions | None = None
 
     def __init__(
@@ -164,15 +160,6 @@ class DuckDBCatalog:
             self._collates = written_so or bool(self._run(COLLATES, {})[0][0])
         return self._collates
 
-    def fresh_name(self, kind: str) -> str:
-        """See `Catalog.fresh_name`."""
-        return self.new_name(kind)
-
-    @classmethod
-    def new_name(cls, kind: str) -> str:
-        """A name that no relation of any session of any process has."""
-        return f"__llmsql_{cls._process}_{kind}_{next(cls._numbers)}"
-
     def _parameters_of(self, query: exp.Expression) -> dict[str, Any]:
         return parameters_of(query, self._parameters) if self._parameters else {}
 
@@ -208,5 +195,5 @@ def shown(problem: Exception) -> str:
     """DuckDB's message without the hint lines on the rewritten text and our own names, which the user never wrote."""
     lines = str(problem).strip().splitlines()
     kept = [line for line in lines if line.strip(" ^~") and not line.startswith("LINE ")]
-    text = SCRATCH_PREFIX.sub("", " ".join(line.strip() for line in kept))
+    text = without_prefixes(" ".join(line.strip() for line in kept))
     return text.replace(PARAMETER, "$")

@@ -39,6 +39,7 @@ from llmsql.planner.parsing import (
     parse_statement,
     split_statements,
 )
+from llmsql.planner.scratch_names import fresh_name
 from llmsql.prepared import PreparedStatements
 from llmsql.result_cache import ResultCache
 from llmsql.scan import caller_variables, run_with_variables
@@ -482,7 +483,7 @@ class Session:
 
     def _new_result(self, names: list[str]) -> _Result:
         # The name stands in DuckDB's message about a relation that is used after the session was closed.
-        name = DuckDBCatalog.new_name("result_until_the_session_closes")
+        name = fresh_name("result_until_the_session_closes")
         result = _Result(name, tuple(names), pa.table({"c0": pa.nulls(1)}))
         self._results.append(result.name)
         weakref.finalize(result.keep, self._unused.append, result.name).atexit = False

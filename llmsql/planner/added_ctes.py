@@ -8,6 +8,7 @@ from llmsql.planner.calls import has_llm_call, is_llm_call
 from llmsql.planner.clauses import attach_ctes, is_star, table_named, visible_ctes
 from llmsql.planner.determinism import instability
 from llmsql.planner.planning import Planning, null_calls
+from llmsql.planner.scratch_names import fresh_name
 
 
 class Unmovable(Exception):
@@ -50,7 +51,7 @@ def stable_sources(items: list[exp.Expression], select: exp.Select, planning: Pl
             raise Unmovable
     found = []
     for item in unstable:
-        name = planning.catalog.fresh_name("source")
+        name = fresh_name("source")
         table = table_named(name)
         if item.alias_or_name:
             table.set("alias", exp.TableAlias(this=exp.to_identifier(item.alias_or_name, quoted=True)))

@@ -17,6 +17,7 @@ from llmsql.planner.grouping import Grouping
 from llmsql.planner.plan import ROW_NUMBER, Materialise
 from llmsql.planner.planning import ANY_ORDER
 from llmsql.planner.scope import Scope
+from llmsql.planner.scratch_names import fresh_name
 
 CHANGING = (exp.Update, exp.Delete, exp.Merge)  # whose rows come in any order
 LIMITED = ("order", "limit", "offset")
@@ -134,7 +135,7 @@ class _Carrier:
     def __init__(self, scope: Scope):
         self.scope = scope
         self.select = scope.select
-        self.name = scope.catalog.fresh_name("rows")
+        self.name = fresh_name("rows")
         self.carried: list[exp.Expression] = []
         aliases = {item.alias.lower() for item in self.select.expressions if isinstance(item, exp.Alias)}
         self.aliases = aliases - set(scope.source_columns())

@@ -18,7 +18,7 @@ def literal_value(expression: exp.Expression) -> str | bool | int | None:
 
 
 class Catalog(Protocol):
-    """The SQL engine's knowledge of names and types, and a source of fresh names."""
+    """The SQL engine's knowledge of names and types."""
 
     dialect: str
     in_place_prefix: str  # of the functions that run calls left in place, for this session alone
@@ -73,8 +73,4 @@ class Catalog(Protocol):
 
     def has_collations(self) -> bool:
         """Whether a comparison of texts may have a collation, so that it does not tell all texts apart."""
-        ...
-
-    def fresh_name(self, kind: str) -> str:
-        """A name that no relation has."""
         ...

@@ -27,6 +27,7 @@ from llmsql.planner.naming import name_calls
 from llmsql.planner.outer_joins import filters_to_where
 from llmsql.planner.planning import CORRELATED, null_calls
 from llmsql.planner.scope import Scope
+from llmsql.planner.scratch_names import fresh_name
 
 ROW_CLAUSES = ("where", "expressions", "group", "having", "order")
 ENDS = (exp.Alias, exp.Ordered, exp.Order, exp.Distinct, exp.Filter, exp.Where, exp.Having, exp.Group, exp.Window)
@@ -72,7 +73,7 @@ def _take_out(scope: Scope, outer: exp.Select) -> None:
     columns = _columns([*asking, *values])
     if not columns or any(condition.find(exp.Query) is not None for condition in [*asking, *values]):
         raise Unmovable
-    name = catalog.fresh_name("met")
+    name = fresh_name("met")
     names = {f"{name}_c{number}": column for number, column in enumerate(columns)}
     met = exp.Select(expressions=[exp.alias_(column.copy(), alias) for alias, column in names.items()])
     own = [select.args["from_"].this] if select.args.get("from_") else []

@@ -13,6 +13,7 @@ from llmsql.planner.hazards import may_raise
 from llmsql.planner.plan import Filter, Filters, Stage
 from llmsql.planner.products import reduce_products
 from llmsql.planner.scope import Scope
+from llmsql.planner.scratch_names import fresh_name
 from llmsql.planner.staging import Key, Staging
 
 
@@ -76,7 +77,7 @@ class _Candidates:
     def __init__(self, scope: Scope, stop: EarlyStop | None):
         self.scope = scope
         self.stop = stop
-        self.name = scope.catalog.fresh_name("candidates") if stop is None else stop.rows.name
+        self.name = fresh_name("candidates") if stop is None else stop.rows.name
         self.batch = f"{self.name}_batch"
         self.columns: dict[str, exp.Expression] = {}
 

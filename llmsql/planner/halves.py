@@ -12,6 +12,7 @@ from llmsql.planner.determinism import volatile_function
 from llmsql.planner.grouping import WRAPPERS
 from llmsql.planner.planning import null_calls
 from llmsql.planner.scope import Scope
+from llmsql.planner.scratch_names import fresh_name
 
 BELOW = ("where", "from_", "joins", "laterals")
 ABOVE = ("order", "qualify", "having", "distinct", "windows")  # clauses that can be written over a subquery
@@ -37,7 +38,7 @@ class Halves:
     def __init__(self, scope: Scope, kind: str, computed: Callable[[exp.Expression], bool]):
         self.scope = scope
         self.select = scope.select
-        self.name = scope.catalog.fresh_name(kind)
+        self.name = fresh_name(kind)
         self._computed = computed
         self._items: dict[str, exp.Expression] = {}
         self.aliases = {item.alias.lower(): item for item in self.select.expressions if isinstance(item, exp.Alias)}

@@ -11,6 +11,7 @@ from llmsql.planner.grouping import Grouping
 from llmsql.planner.plan import InPlace, Materialise
 from llmsql.planner.planning import CORRELATED, TEXT, in_place_call
 from llmsql.planner.scope import Scope
+from llmsql.planner.scratch_names import fresh_name
 
 
 def leave_what_must_stay(scope: Scope) -> bool:
@@ -50,7 +51,7 @@ def _materialise_unstable_sources(scope: Scope) -> str | None:
 
 def _computed_once(scope: Scope, source: exp.Expression, reason: str) -> exp.Table:
     """Add the step that computes an item of FROM, and the table that the step makes."""
-    name = scope.catalog.fresh_name("source")
+    name = fresh_name("source")
     query = attach_ctes(exp.select("*").from_(source), scope.planning.ctes)
     scope.planning.steps.append(Materialise(name, None, query.sql(dialect=scope.catalog.dialect), reason))
     return exp.to_table(name)

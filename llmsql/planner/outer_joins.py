@@ -29,6 +29,7 @@ from llmsql.planner.naming import name_calls
 from llmsql.planner.plan import ROW_NUMBER
 from llmsql.planner.planning import null_calls
 from llmsql.planner.scope import Scope, joins_sources
+from llmsql.planner.scratch_names import fresh_name
 
 
 def pairs_first(scope: Scope) -> bool:
@@ -95,7 +96,7 @@ def _take_out(scope: Scope, index: int) -> None:
         raise Unmovable  # constants alone
     read = [select.args["from_"].this, *(item.this for item in select.args["joins"][: index + 1])]
     ctes = stable_sources(read, select, scope.planning)
-    name = scope.catalog.fresh_name("pairs")
+    name = fresh_name("pairs")
     lefts = {f"{name}_l{number}": column for number, column in enumerate(left)}
     rights = {f"{name}_r{number}": column for number, column in enumerate(right)}
     columns = {**lefts, **rights}

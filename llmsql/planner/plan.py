@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmsql.functions import Call
-
-SCRATCH_PREFIX = re.compile(r"__llmsql_[0-9a-f]{8}_(?:answers_\d+_(?=\w))?")
+from llmsql.planner.scratch_names import without_prefixes
 
 # The number of a row in its table: DuckDB's own, and in Spark one that scratch tables get.
 ROW_NUMBER = "rowid"
@@ -130,7 +128,7 @@ class Plan:
             lines.append(f"-  in place, chunk by chunk: {left.call_sql}")
             lines.append(f"     because {left.reason}")
         lines.append(f"{len(self.steps) + 1}. {self.final_sql}")
-        return SCRATCH_PREFIX.sub("", "\n".join(lines))
+        return without_prefixes("\n".join(lines))
 
 
 def _explain_stage(head: str, stage: Stage, notes: Mapping[str, str]) -> list[str]:

@@ -17,6 +17,7 @@ from llmsql.planner.plan import Stage
 from llmsql.planner.planning import INFERRED, SAME_IN_GROUP, TEXT, is_left_in_place
 from llmsql.planner.products import reduce_products
 from llmsql.planner.scope import Scope, WhereParts
+from llmsql.planner.scratch_names import fresh_name
 from llmsql.planner.siblings import Siblings
 
 CLAUSES = {"expressions": "the SELECT list", "group": "GROUP BY", "order": "ORDER BY"}
@@ -160,7 +161,7 @@ class Staging:
         """Add the stage that asks a call; where an earlier one did for other rows, its answers grow by this one's."""
         dialect = self.scope.catalog.dialect
         known = self._staged.get(key)
-        name = self._names.get(key) or self.scope.catalog.fresh_name("answers")
+        name = self._names.get(key) or fresh_name("answers")
         self._names[key] = name
         columns = tuple(f"a{number}" for number in range(len(parsed.arguments)))
         projections = [exp.alias_(argument, column) for argument, column in zip(parsed.arguments, columns)]

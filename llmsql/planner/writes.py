@@ -23,6 +23,7 @@ from llmsql.planner.calls import has_llm_call
 from llmsql.planner.catalog import Catalog
 from llmsql.planner.clauses import attach_ctes, table_named, visible_ctes
 from llmsql.planner.plan import ROW_NUMBER, Materialise
+from llmsql.planner.scratch_names import fresh_name
 
 CHANGING = (exp.Update, exp.Delete, exp.Merge)
 
@@ -64,7 +65,7 @@ def reading_of(statement: exp.Expression, catalog: Catalog) -> Reading | str | N
     whole = exp.select("*").from_(target.copy())
     if any(name.lower() == ROW_NUMBER for name, _ in catalog.columns(whole)):
         return f"a column called {ROW_NUMBER} hides the numbers of the table's rows"
-    name = catalog.fresh_name("rows")
+    name = fresh_name("rows")
     row = exp.column(ROW_NUMBER, table=exp.to_identifier(target.alias_or_name, quoted=True))
     reading = Reading(name, exp.select(exp.alias_(row, f"{name}_row")), f"{name}_row")
     rewrite = _merge if isinstance(statement, exp.Merge) else _delete if isinstance(statement, exp.Delete) else _update

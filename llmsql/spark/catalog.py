@@ -17,10 +17,9 @@ from sqlglot import exp
 from llmsql.errors import QueryError
 from llmsql.planner.calls import has_llm_call, is_llm_call
 from llmsql.planner.catalog import literal_value
-from llmsql.planner.plan import SCRATCH_PREFIX
 from llmsql.planner.planning import IN_PLACE_PREFIX
+from llmsql.planner.scratch_names import without_prefixes
 from llmsql.spark.dialect import spark_sql
-from llmsql.spark.names import fresh_name
 
 SPARK_LOG = "SQLQueryContextLogger"
 # Also those that answer the same within a statement: a plan is several statements.
@@ -141,10 +140,6 @@ class SparkCatalog:
         """See `Catalog.has_collations`; a collation that stands in the statement is seen by the planner."""
         return False
 
-    def fresh_name(self, kind: str) -> str:
-        """See `Catalog.fresh_name`."""
-        return fresh_name(kind)
-
 
 def duckdb_type(kind: T.DataType) -> str:
     """The planner's name of a Spark type."""
@@ -176,7 +171,7 @@ def shown(problem: Exception) -> str:
     """Spark's message without the plan, the text and the codes after it, and without our prefixes."""
     text = str(problem).strip().split("; line ", 1)[0].split("\n", 1)[0]
     text = re.sub(r"\s*SQLSTATE: \w+", "", text)
-    return str(SCRATCH_PREFIX.sub("", text.strip()))
+    return without_prefixes(text.strip())
 
 
 def _typed_null(node: exp.Expression) -> exp.Expression:

@@ -13,10 +13,10 @@ from pyspark.sql import functions as F
 from llmsql.errors import CallError
 from llmsql.functions import FUNCTIONS
 from llmsql.planner.plan import Stage
+from llmsql.planner.scratch_names import fresh_name
 from llmsql.spark.asking import ask
 from llmsql.spark.kept_frames import kept_frames
 from llmsql.spark.llm_column import LlmColumn, call_of
-from llmsql.spark.names import fresh_name
 from llmsql.spark.stage_function import COUNT, VALUE
 from llmsql.statistics import QueryStatistics, StageStatistics
 
