@@ -25,8 +25,9 @@ from llmsql.errors import (
 
 if TYPE_CHECKING:
     from llmsql.connection import connect, register
+    from llmsql.failures import LlmsqlWarning
     from llmsql.interruption import InterruptError
-    from llmsql.session import LlmsqlWarning, Session
+    from llmsql.session import Session
     from llmsql.statistics import QueryStatistics
     from llmsql.table_functions import llm, llm_agg, llm_classify, llm_extract, llm_filter, llm_score
 
@@ -58,7 +59,7 @@ _LAZY = {
     "connect": "llmsql.connection",
     "register": "llmsql.connection",
     "Session": "llmsql.session",
-    "LlmsqlWarning": "llmsql.session",
+    "LlmsqlWarning": "llmsql.failures",
     "InterruptError": "llmsql.interruption",
     "QueryStatistics": "llmsql.statistics",
     **dict.fromkeys(

@@ -14,7 +14,8 @@ import duckdb
 
 import llmsql
 from llmsql.errors import LlmsqlError
-from llmsql.session import LlmsqlWarning, Session
+from llmsql.failures import LlmsqlWarning
+from llmsql.session import Session
 
 FETCHED_AT_A_TIME = 10_000
 

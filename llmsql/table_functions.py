@@ -285,7 +285,7 @@ class _Asking:
 
     def finish(self) -> None:
         """Give the model back, and tell about failed rows."""
-        from llmsql.session import warn_of_failures
+        from llmsql.failures import warn_of_failures
 
         if self.opened is not None:
             self.opened.release()

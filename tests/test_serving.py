@@ -142,7 +142,7 @@ class TestSameAsEmbedded:
         con.sql("SELECT llm('Say', x) FROM (VALUES ('bad'), ('good')) v(x)")
         return rows, [(stage.call, stage.rows, stage.asked, stage.failed) for stage in con.last_query.stages]
 
-    @pytest.mark.filterwarnings("ignore::llmsql.session.LlmsqlWarning")
+    @pytest.mark.filterwarnings("ignore::llmsql.failures.LlmsqlWarning")
     def test_from_sql(self):
         with llmsql.connect(model=FakeModel(describe)) as con:
             expected = self.run(con)

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 import llmsql
-from llmsql.session import LlmsqlWarning
 from llmsql.testing import FakeModel
 
 
@@ -287,7 +286,7 @@ class TestErrors:
             return fields["x"]
 
         with llmsql.connect(model=FakeModel(picky)) as session:
-            with pytest.warns(LlmsqlWarning, match="1 of 3 rows failed"):
+            with pytest.warns(llmsql.LlmsqlWarning, match="1 of 3 rows failed"):
                 rows = session.sql("SELECT x, llm('Say', x) AS s FROM (VALUES ('a'), ('b'), ('c')) t(x)").fetchall()
             assert rows == [("a", "a"), ("b", None), ("c", "c")]
             (failure,) = session.last_query.errors
@@ -300,9 +299,9 @@ class TestErrors:
 
     def test_answers_outside_of_the_choices_fail(self):
         with llmsql.connect(model=FakeModel(lambda p, f, o: "perhaps")) as session:
-            with pytest.warns(LlmsqlWarning):
+            with pytest.warns(llmsql.LlmsqlWarning):
                 assert session.sql("SELECT llm_filter('a?', 'x') AS yes").fetchall() == [(None,)]
-            with pytest.warns(LlmsqlWarning):
+            with pytest.warns(llmsql.LlmsqlWarning):
                 assert session.sql("SELECT llm_classify('a?', ['p'], 'x') AS c").fetchall() == [(None,)]
 
     def test_an_error_in_a_call_left_in_place_keeps_its_type(self):
