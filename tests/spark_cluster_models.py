@@ -1,0 +1,52 @@
+"""Models of the cluster tests; workers import this module."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving_engine import node_engine
+
+import llmsql.serving.remote_model
+
+HALT = "halt"  # a text that halts who is asked about it, until the test lets it go on
+
+_engines: dict[str, llmsql.serving.remote_model.RemoteModel] = {}
+
+
+@dataclass(frozen=True)
+class Noting:
+    """The function of a `FakeModel`: notes what it is asked in a file that all processes append to.
+
+    Texts come back in capitals. Asked about a text with HALT in it, it waits for the file `.go` beside the notes.
+    """
+
+    notes: str
+
+    def __call__(self, prompt, fields, options):
+        text = "|".join(str(fields[name]) for name in sorted(fields))
+        with open(self.notes, "a") as notes:
+            notes.write(f"{os.getpid()} {text}\n")
+        while HALT in text and not Path(self.notes).with_suffix(".go").exists():
+            time.sleep(0.02)
+        if options["function"] == "llm_filter":
+            return "Yes" if len(text) % 2 else "No"
+        return text.upper()
+
+
+@dataclass(frozen=True)
+class OnNode:
+    """A model in an engine process of the worker's machine: `NotingModel` of serving_engine.py."""
+
+    notes: str
+    fingerprint: bytes = b"noting"
+
+    def answer(self, call, fields, settings, statistics):
+        if self.notes not in _engines:
+            _engines[self.notes] = node_engine(self.notes, linger=2).model()
+        return _engines[self.notes].answer(call, fields, settings, statistics)
+
+    def close(self):
+        pass

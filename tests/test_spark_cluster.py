@@ -1,0 +1,114 @@
+"""Spark on a real standalone cluster: the same answers, each tuple asked once, whatever is killed in the middle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from llmsql import LlmsqlError
+from llmsql.testing import FakeModel
+
+pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
+
+from spark_cluster import Notes, Running, SparkCluster, as_nodes, kill
+from spark_cluster_models import HALT, Noting, OnNode
+
+import llmsql.spark
+from llmsql.spark.requirements import check_java
+
+pytestmark = [
+    pytest.mark.spark,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    try:
+        check_java()
+    except LlmsqlError as problem:
+        pytest.skip(str(problem))
+    folder = tmp_path_factory.mktemp("cluster")
+    running = SparkCluster(folder, environments=as_nodes(folder, 2))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def spark(cluster):
+    with cluster.application() as session:
+        # Five texts of ten rows each, the rest once.
+        session.range(0, 100, 1, 4).selectExpr(
+            "id", "if(id < 50, concat('v', id % 5), concat('w', id)) AS text", "id % 7 AS kind"
+        ).createOrReplaceTempView("t")
+        yield session
+
+
+@pytest.fixture
+def notes(tmp_path):
+    return Notes(tmp_path / "notes")
+
+
+class TestPlanned:
+    """Each distinct tuple that survives is asked once by all workers together."""
+
+    def planned(self, spark, notes):
+        return llmsql.spark.register(spark, model=FakeModel(Noting(str(notes.path)), fingerprint=b"noting"))
+
+    def test_order_by_a_self_join_a_cte_twice_and_two_actions(self, spark, notes):
+        planned = self.planned(spark, notes)
+        frame = planned.sql(
+            "WITH said AS (SELECT id, llm('Say', text) AS loud FROM t WHERE kind < 5) "
+            "SELECT a.id, a.loud FROM said a JOIN said b ON a.id = b.id ORDER BY a.loud DESC, a.id"
+        )
+        texts = {row.id: row.text for row in spark.table("t").filter("kind < 5").collect()}
+        wanted = sorted(((key, text.upper()) for key, text in texts.items()), key=lambda row: row[0])
+        wanted.sort(key=lambda row: row[1], reverse=True)
+        assert [tuple(row) for row in frame.collect()] == wanted
+        assert frame.count() == len(wanted)
+        assert [row.id for row in frame.orderBy("id").limit(3).collect()] == sorted(texts)[:3]
+        assert notes.asked() == Counter(set(texts.values())), "each tuple once, over all actions"
+        assert planned.last_query.model_calls == len(set(texts.values()))
+        assert len({pid for text in set(texts.values()) for pid in notes.who(text)}) > 1, "several workers asked"
+
+
+class TestKilled:
+    """kill -9 in the middle of a query: nothing changes but the time it takes."""
+
+    ROWS = 60
+    SQL = f"SELECT id, llm('Say', concat(if(id = 40, '{HALT}', 'x'), id)) AS loud FROM range({ROWS})"
+    WANTED = [(number, f"HALT{number}" if number == 40 else f"X{number}") for number in range(ROWS)]
+
+    def test_a_python_worker(self, cluster, spark, notes):
+        model = FakeModel(Noting(str(notes.path)), fingerprint=b"noting")
+        planned = llmsql.spark.register(spark, model=model, cache=str(notes.path.with_suffix(".sqlite")))
+        query = Running(lambda: sorted(map(tuple, planned.sql(self.SQL).collect())))
+        (victim,) = query.until(lambda: notes.who("halt40"), "the row was not asked")
+        assert victim in cluster.python_workers()
+        kill(victim)
+        notes.go()
+        assert query.result() == self.WANTED
+        asked = notes.asked()
+        assert set(asked) == {text.lower() for _, text in self.WANTED}
+        assert asked["halt40"] == 2
+        assert asked.total() - self.ROWS <= 3, "finished rows are kept"
+
+    def test_an_engine_process(self, cluster, spark, notes):
+        planned = llmsql.spark.register(
+            spark, model=OnNode(str(notes.path)), cache=str(notes.path.with_suffix(".sqlite"))
+        )
+        sql = f"SELECT x, llm('wait', x) AS said FROM (SELECT id AS x FROM range({self.ROWS}))"
+        query = Running(lambda: {row.x: row.said for row in planned.sql(sql).collect()})
+        (victim,) = query.until(lambda: notes.who("9"), "the row was not asked")  # the next one halts
+        assert victim in cluster.engines()
+        kill(victim)
+        notes.go()
+        found = query.result()
+        assert {x: text.split()[1] for x, text in found.items()} == {x: str(x) for x in range(self.ROWS)}
+        asked = notes.asked()
+        assert set(asked) == {str(x) for x in range(self.ROWS)}
+        assert victim not in notes.who("10"), "another process was started"
+        assert asked.total() - self.ROWS <= 5, "only what was on its way is asked again"
