@@ -139,7 +139,7 @@ class SparkCluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=variables,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509
+                preexec_fn=_end_with_parent,
             )
 
     def _said(self, name: str, pattern: str) -> str:

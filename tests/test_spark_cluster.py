@@ -80,12 +80,12 @@ class TestKilled:
 
     ROWS = 60
     SQL = f"SELECT id, llm('Say', concat(if(id = 40, '{HALT}', 'x'), id)) AS loud FROM range({ROWS})"
-    WANTED = [(number, f"HALT{number}" if number == 40 else f"X{number}") for number in range(ROWS)]
+    WANTED = tuple((number, f"HALT{number}" if number == 40 else f"X{number}") for number in range(ROWS))
 
     def test_a_python_worker(self, cluster, spark, notes):
         model = FakeModel(Noting(str(notes.path)), fingerprint=b"noting")
         planned = llmsql.spark.register(spark, model=model, cache=str(notes.path.with_suffix(".sqlite")))
-        query = Running(lambda: sorted(map(tuple, planned.sql(self.SQL).collect())))
+        query = Running(lambda: tuple(sorted(map(tuple, planned.sql(self.SQL).collect()))))
         (victim,) = query.until(lambda: notes.who("halt40"), "the row was not asked")
         assert victim in cluster.python_workers()
         kill(victim)
