@@ -101,24 +101,16 @@ class RemoteModel:
 
     def estimate(self, call: Call, fields: pa.Table, settings: Settings) -> Estimate:
         """The tokens that `answer` would run, as the engine counts them."""
-        fields = protocol.plain(fields)
         total = Estimate(0, 0, 0)
-        for rows in self._parts(self._connected(), fields, np.arange(fields.num_rows)):
-            part = fields if len(rows) == fields.num_rows else fields.take(pa.array(rows))
-            question = Question("estimate", call, settings, size=protocol.table_size(part))
-            told = self._retried(lambda client, q=question, p=part: client.tell(q, p))  # type: ignore[misc]
+        for told in self._told(Question("estimate", call, settings), fields) if fields.num_rows else ():
             total = Estimate(*(have + told.get(name, 0) for name, have in vars(total).items()))
         return total
 
     def measure(self, call: Call, name: str, items: pa.Array, settings: Settings) -> Measure:
         """As the engine measures."""
-        table = protocol.plain(pa.table({"items": items}))
         room: int | None = None
         sizes: list[int] = []
-        for rows in self._parts(self._connected(), table, np.arange(table.num_rows)) or [np.arange(0)]:
-            part = table.take(pa.array(rows))
-            question = Question("measure", call, settings, name=name, size=protocol.table_size(part))
-            told = self._retried(lambda client, q=question, p=part: client.tell(q, p))  # type: ignore[misc]
+        for told in self._told(Question("measure", call, settings, name), pa.table({"items": items})):
             room = told["room"]
             sizes += told["sizes"]
         return Measure(room, sizes)
@@ -160,6 +152,14 @@ class RemoteModel:
             if unanswered.any():
                 self._drop(client)
                 raise LostError(f"{self.name} ended the call before all rows were answered")
+
+    def _told(self, question: Question, table: pa.Table) -> Iterator[dict[str, Any]]:
+        """What the engine tells of a table, in parts that are small enough for a request each; at least one."""
+        table = protocol.plain(table)
+        for rows in self._parts(self._connected(), table, np.arange(table.num_rows)) or [np.arange(0)]:
+            part = table if len(rows) == table.num_rows else table.take(pa.array(rows))
+            asked = replace(question, size=protocol.table_size(part))
+            yield self._retried(lambda client, q=asked, p=part: client.tell(q, p))  # type: ignore[misc]
 
     def _parts(self, client: EngineClient, fields: pa.Table, rows: np.ndarray) -> list[np.ndarray]:
         """`rows` in runs that are small enough for a request each; one that is too large stands alone."""
