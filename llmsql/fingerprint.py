@@ -28,7 +28,7 @@ def folder_fingerprint(folder: Path, cache: ResultCache) -> bytes:
 
 def noted_fingerprint(name: str, cache: ResultCache) -> bytes | None:
     """The fingerprint of a model folder or hub id whose weights were read before; None where they would have to be."""
-    folder = Path(name) if Path(name).is_dir() else hub_folder(name)
+    folder = model_folder(name)
     if folder is None:
         return None
     try:
@@ -38,8 +38,10 @@ def noted_fingerprint(name: str, cache: ResultCache) -> bytes | None:
         return None
 
 
-def hub_folder(name: str) -> Path | None:
-    """Where a model of the hub lies on this machine, or None when it was not fetched yet."""
+def model_folder(name: str) -> Path | None:
+    """The folder that a model's name is; of a model of the hub the one on this machine, None before it is fetched."""
+    if Path(name).is_dir():
+        return Path(name)
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, "config.json")

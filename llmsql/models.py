@@ -16,7 +16,7 @@ from llmsql.caching_model import CachingModel
 from llmsql.demo import MODEL_FOLDER
 from llmsql.embedded import EmbeddedModel
 from llmsql.errors import ClosedError, ModelError, SettingError
-from llmsql.fingerprint import folder_fingerprint, hub_folder
+from llmsql.fingerprint import folder_fingerprint, model_folder
 from llmsql.model import Answer, Model
 from llmsql.result_cache import ResultCache, default_path
 from llmsql.settings import NODE, Settings
@@ -276,21 +276,17 @@ def _is_ours(model: Model) -> TypeGuard[EmbeddedModel | RemoteModel]:
 def _fingerprint(model: Model, cache: ResultCache) -> bytes:
     if not isinstance(model, EmbeddedModel):
         files = getattr(model, "files", None)  # on this machine
-        folder = None if files is None else _folder(files)
+        folder = None if files is None else model_folder(files)
         found = getattr(model, "fingerprint", None) if folder is None else _folder_fingerprint(folder, cache)
         assert isinstance(found, bytes)
         return found
-    folder = _folder(model.name)
+    folder = model_folder(model.name)
     if folder is None:
         _ = model.engine  # fetches it
-        folder = hub_folder(model.name)
+        folder = model_folder(model.name)
     if folder is None:
         raise ModelError(f"model {model.name!r} was loaded, but its files are not found; use cache=False")
     return _folder_fingerprint(folder, cache)
-
-
-def _folder(name: str) -> Path | None:
-    return Path(name) if Path(name).is_dir() else hub_folder(name)
 
 
 def _folder_fingerprint(folder: Path, cache: ResultCache) -> bytes:
