@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from llmsql.answer_tables import Run
+from llmsql.estimate import hit_rate
 from llmsql.execution import PlanRunner
 from llmsql.functions import Call
 from llmsql.model import Model
@@ -61,7 +62,7 @@ class StageForecast:
         """Share of the prompt tokens that need not be computed, 0 to 1."""
         if self.prompt_tokens is None or self.computed_tokens is None:
             return None
-        return 1 - self.computed_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+        return hit_rate(self.prompt_tokens, self.computed_tokens)
 
     def __str__(self) -> str:
         kind = "" if self.certainty == EXACT else f"{self.certainty} "

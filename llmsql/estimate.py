@@ -19,4 +19,9 @@ class Estimate:
     @property
     def hit_rate(self) -> float:
         """Share of the prompt tokens in prefixes that an earlier prompt had, 0 to 1."""
-        return 1 - self.computed_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+        return hit_rate(self.prompt_tokens, self.computed_tokens)
+
+
+def hit_rate(prompt_tokens: int, computed_tokens: int) -> float:
+    """Share of the prompt tokens that need not be computed, 0 to 1."""
+    return 1 - computed_tokens / prompt_tokens if prompt_tokens else 0.0

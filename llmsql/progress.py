@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llmsql.statistics import StageStatistics
+from llmsql.statistics import StageStatistics, shortened_call
 
 LABEL = 40  # characters
 REDRAWN_AFTER = 0.25  # seconds, in a notebook
@@ -90,7 +90,7 @@ class ProgressBars:
         if rows == 0 or canvas is None:
             yield lambda done: None
             return
-        bar = self._bars.setdefault(key, Bar(label if len(label) <= LABEL else label[: LABEL - 1] + "…", statistics))
+        bar = self._bars.setdefault(key, Bar(shortened_call(label, LABEL), statistics))
         bar.total += rows
         bar.since = time.perf_counter()
         bars = list(self._bars.values())

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from llmsql.estimate import hit_rate
+
 
 @dataclass(frozen=True)
 class RowFailure:
@@ -83,7 +85,7 @@ class StageStatistics:
     @property
     def hit_rate(self) -> float:
         """Share of the prompt tokens that did not have to be computed, 0 to 1."""
-        return 1 - self.computed_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+        return hit_rate(self.prompt_tokens, self.computed_tokens)
 
     def add(self, part: StageStatistics) -> None:
         """Add the counters of a part of the same call's work."""
@@ -136,7 +138,7 @@ class QueryStatistics:
     @property
     def hit_rate(self) -> float:
         """Share of the prompt tokens that did not have to be computed, 0 to 1."""
-        return 1 - self.computed_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+        return hit_rate(self.prompt_tokens, self.computed_tokens)
 
     @property
     def errors(self) -> list[RowFailure]:
@@ -206,9 +208,9 @@ class QueryStatistics:
         return "\n".join(text)
 
 
-def shortened_call(call: str) -> str:
-    """A call for the first column of a table in text."""
-    return call if len(call) <= 48 else call[:47] + "…"
+def shortened_call(call: str, characters: int = 48) -> str:
+    """A call for the first column of a table in text, or another place with little room."""
+    return call if len(call) <= characters else call[: characters - 1] + "…"
 
 
 def aligned(lines: list[tuple[str, ...]]) -> list[str]:
