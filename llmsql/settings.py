@@ -108,18 +108,16 @@ class Settings:
     @classmethod
     def make(cls, options: dict[str, Any]) -> Settings:
         """Settings from keyword arguments, or a `SettingError` that says which one is wrong and why."""
-        known = {known.name for known in fields(cls)}
+        return cls().changed(**options)
+
+    def changed(self, **options: Any) -> Settings:
+        """A copy with some settings replaced; raises as `make`."""
+        known = {known.name for known in fields(self)}
         for name in options:
             if name not in known:
                 close = difflib.get_close_matches(name, sorted(known), n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; known settings: {', '.join(sorted(known))}"
                 raise SettingError(f"unknown setting {name!r}{hint}")
-        settings = cls(**options)
-        settings._validate()
-        return settings
-
-    def changed(self, **options: Any) -> Settings:
-        """A copy with some settings replaced."""
         changed = replace(self, **options)
         changed._validate()
         return changed

@@ -190,11 +190,13 @@ def _answered_stream(
     def batches() -> Iterator[pa.RecordBatch]:
         try:
             held: list[pa.RecordBatch] = []
+            rows = 0
             for batch in reader:
                 held.append(batch)
-                if sum(one.num_rows for one in held) >= asking.settings.batch_rows:
+                rows += batch.num_rows
+                if rows >= asking.settings.batch_rows:
                     yield from asking.table(pa.Table.from_batches(held), columns, column).to_batches()
-                    held = []
+                    held, rows = [], 0
             if held:
                 yield from asking.table(pa.Table.from_batches(held), columns, column).to_batches()
         finally:
@@ -234,7 +236,7 @@ class _Asking:
         if session is not None:
             if model is not None:
                 raise SettingError("give 'model' or 'session', not both; a session's models have names: add_model")
-            settings = session.settings.changed(**_known(given))
+            settings = session.settings.changed(**given)
             opened = session.models
             session.last_query = counted
         else:
@@ -340,11 +342,6 @@ def _named(call: Call, names: Sequence[str], columns: Columns) -> list[str]:
         if name not in names:
             raise CallError(f"{call.function}: the table has no column {name!r}; its columns are: {', '.join(names)}")
     return wanted
-
-
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    Settings.make(options)
-    return options
 
 
 class _KeptModel:
