@@ -11,6 +11,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from scratch_relations import scratch_relations
 
 import llmsql
 from llmsql.testing import FakeModel
@@ -27,14 +28,6 @@ def _ctrl_c_is_heard() -> Iterator[None]:
     yield
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "the handler is as it was"
     signal.signal(signal.SIGINT, before)
-
-
-def scratch(session: llmsql.Session) -> list[str]:
-    session.execute("SELECT 1").fetchall()
-    rows = session.execute(
-        "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
-    ).fetchall()
-    return [name for (name,) in rows if "llmsql" in name]
 
 
 class Slow:
@@ -74,7 +67,7 @@ def test_a_running_model_is_stopped(how: str, plan: bool, tmp_path: Path) -> Non
             assert f"after {con.last_query.model_calls:,} rows" in str(caught.value)
         kept = con.cache.info().answers
         assert asked - 1 <= kept <= asked, "what is finished is kept"
-        assert scratch(con) == []
+        assert scratch_relations(con) == []
         assert len(con.sql(CALL).fetchall()) == ROWS
         assert fn.calls - asked == ROWS - kept, "and not asked again"
 
@@ -99,7 +92,7 @@ def test_reading_is_stopped(how: str, place: str) -> None:
         threading.Timer(0.5, ctrl_c if how == "ctrl-c" else con.interrupt).start()
         with pytest.raises(KeyboardInterrupt if how == "ctrl-c" else llmsql.InterruptError):
             con.sql(sql)
-        assert scratch(con) == []
+        assert scratch_relations(con) == []
         assert con.sql("SELECT llm('Say', 1 AS i)").fetchall() == [("word",)]
 
 
@@ -126,7 +119,7 @@ def test_the_users_transaction_lives_on() -> None:
         with pytest.raises(llmsql.InterruptError):
             con.sql(CALL)
         assert con.execute("SELECT n FROM mine").fetchall() == [(7,)]
-        assert scratch(con) == []
+        assert scratch_relations(con) == []
         con.execute("COMMIT")
         assert con.execute("SELECT n FROM mine").fetchall() == [(7,)]
 
@@ -186,7 +179,7 @@ def test_the_engine_is_stopped_between_two_steps(how: str, call: str) -> None:
         assert f"after {done:,} rows" in str(caught.value)
         engine.check()
         assert con.cache.info().answers >= done
-        assert scratch(con) == []
+        assert scratch_relations(con) == []
         assert con.sql("SELECT llm_filter('Is it positive?', 'Great, I love it.' AS text)").fetchall() == [(True,)]
         engine.check()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from scratch_relations import scratch_relations
 
 import llmsql
 from llmsql.testing import FakeModel
@@ -138,8 +139,4 @@ def test_planned_equals_plain(fixture, planned, in_place, plain):
 
 
 def test_no_scratch_object_is_left(planned):
-    planned.execute("SELECT 1").fetchall()
-    left = planned.execute(
-        "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
-    ).fetchall()
-    assert sorted(name for (name,) in left if name.startswith("__llmsql")) == []
+    assert scratch_relations(planned) == []

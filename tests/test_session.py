@@ -11,6 +11,7 @@ import duckdb
 import pandas as pd
 import pyarrow as pa
 import pytest
+from scratch_relations import scratch_relations
 
 import llmsql
 from llmsql.testing import FakeModel
@@ -31,14 +32,6 @@ def con():
         yield session
 
 
-def scratch(session) -> list[str]:
-    session.execute("SELECT 1").fetchall()
-    rows = session.execute(
-        "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
-    ).fetchall()
-    return [name for (name,) in rows if "llmsql" in name]
-
-
 class TestResults:
     def test_relations_are_real_and_cost_nothing_again(self, con):
         relation = con.sql("SELECT id, llm('Say', x) AS said FROM t")
@@ -56,13 +49,13 @@ class TestResults:
         gc.collect()
         con.execute("DROP TABLE t")
         assert narrowed.fetchall() == [(1, "x=b")]
-        assert len(scratch(con)) == 1
+        assert len(scratch_relations(con)) == 1
         del narrowed
         gc.collect()
         con.execute(
             "SELECT 1"
         ).fetchall()  # before Python 3.13 a frame's f_locals keeps `narrowed` until it is read again
-        assert scratch(con) == []
+        assert scratch_relations(con) == []
 
     def test_types_survive(self, con):
         sql = (
@@ -277,7 +270,7 @@ class TestErrors:
         with pytest.raises(llmsql.QueryError):
             con.sql(sql).fetchall()
         assert con.sql("SELECT llm('Say', x) AS s FROM t LIMIT 1").fetchall() == [("x=a",)]
-        assert scratch(con) == []
+        assert scratch_relations(con) == []
 
     def test_a_failed_row_is_null_and_told(self, con):
         def picky(prompt, fields, options):
@@ -295,7 +288,7 @@ class TestErrors:
             with pytest.raises(llmsql.RowError, match=r"no b here.*x='b'"):
                 session.sql("SELECT llm('Say', x, on_error := 'fail') AS s FROM (VALUES ('a'), ('b')) t(x)")
             assert session.sql("SELECT llm('Say', 'c' AS x) AS s").fetchall() == [("c",)]
-            assert scratch(session) == []
+            assert scratch_relations(session) == []
 
     def test_answers_outside_of_the_choices_fail(self):
         with llmsql.connect(model=FakeModel(lambda p, f, o: "perhaps")) as session:
@@ -348,7 +341,7 @@ class TestErrors:
             with pytest.raises(KeyboardInterrupt):
                 session.sql("SELECT llm('Say', 'x')")
             assert session.sql("SELECT 1").fetchall() == [(1,)]
-            assert scratch(session) == []
+            assert scratch_relations(session) == []
 
 
 class TestSwitches:

@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
 
 from pyspark import cloudpickle
-from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
+from spark_session import local_session
 
 import llmsql.spark
 from llmsql.errors import CallError, LlmsqlError
@@ -38,13 +38,7 @@ def spark(tmp_path_factory):
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with mock.patch.dict(os.environ, LLMSQL_RUNTIME_DIR=str(tmp_path_factory.mktemp("run") / "d")):
         os.environ.pop("PYSPARK_PYTHON", None)
-        builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
-        # Small queries: time spent on compiling them would never be earned back.
-        builder.config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
-        builder.config("spark.driver.memory", "512m").config("spark.driver.host", "127.0.0.1")
-        builder.config("spark.sql.codegen.wholeStage", "false").config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
-        session = builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
-        session.sparkContext.setLogLevel("OFF")
+        session = local_session(tmp_path_factory.mktemp("warehouse"))
         yield llmsql.spark.register(session, model=FakeModel(listed, context=30))
         session.stop()
 
