@@ -102,7 +102,7 @@ class Settings:
     engine: str | None = None
     token: str | None = field(default=None, repr=False)
     tls_root: str | os.PathLike[str] | None = None
-    engine_linger: float = 10.0
+    engine_linger: float = 5.0
     engine_threads: int | None = None
 
     @classmethod
