@@ -13,6 +13,7 @@ from sqlglot.errors import SqlglotError
 
 from llmsql.errors import QueryError
 from llmsql.planner.catalog import literal_value
+from llmsql.planner.hazards import IsText
 from llmsql.planner.parsing import PARAMETER, parameters_of
 from llmsql.planner.scratch_names import without_prefixes
 
@@ -119,6 +120,10 @@ class DuckDBCatalog:
             except duckdb.Error as problem:
                 raise QueryError(shown(problem)) from problem
         return self._constants[sql]
+
+    def attempt(self, expression: exp.Expression, is_text: IsText) -> exp.Expression:
+        """See `Catalog.attempt`."""
+        return exp.Try(this=expression)
 
     def is_volatile(self, function: str) -> bool:
         """See `Catalog.is_volatile`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
@@ -181,14 +182,18 @@ NO = frozenset({"no", "false", "0", "n", "f"})
 
 
 def parse_type(sql: str) -> AnswerType:
-    """The type that DuckDB's SQL calls so.
+    """The type that DuckDB's SQL, or Spark's, calls so.
 
     Raises:
         CallError: it is no type, or one that answers cannot have.
 
     >>> parse_type("struct(name text, born date)").sql
     'STRUCT(name VARCHAR, born DATE)'
+    >>> parse_type("array<struct<name: string>>").sql
+    'STRUCT(name VARCHAR)[]'
     """
+    if "<" in sql:
+        sql = re.sub(r"(\w|`)\s*:", r"\1 ", sql).replace("`", '"')
     try:
         cast = sqlglot.parse_one(f"CAST(NULL AS {sql})", dialect="duckdb")
     except SqlglotError:

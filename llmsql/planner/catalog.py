@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from sqlglot import exp
 
+from llmsql.planner.hazards import IsText
+
 
 def literal_value(expression: exp.Expression) -> str | bool | int | None:
     """The value of a text, a whole number or a boolean as it is written; None for any other expression."""
@@ -53,6 +55,10 @@ class Catalog(Protocol):
         Raises:
             QueryError: it cannot be computed.
         """
+        ...
+
+    def attempt(self, expression: exp.Expression, is_text: IsText) -> exp.Expression | None:
+        """The expression, NULL where evaluating it raises; None where the SQL engine has no way to say so."""
         ...
 
     def is_volatile(self, function: str) -> bool:

@@ -7,6 +7,7 @@ becomes
     llm_agg('Summarise', list({'title': title, 'year': year} ORDER BY year, ...) FILTER (WHERE year > 2000) AS rows)
 
 in which `list` is the SQL engine's own aggregate, and llm_agg a function of each row above it, planned as any other.
+Spark's lists come in any order, and are put in theirs (sorted_lists.py).
 The fields after the list are the group's keys, which are not asked about but name a group that fails.
 """
 
@@ -23,8 +24,9 @@ from llmsql.planner.catalog import Catalog
 from llmsql.planner.clauses import is_star, sources, visible_ctes
 from llmsql.planner.naming import name_outputs
 from llmsql.planner.plan import ROW_NUMBER
-from llmsql.planner.planning import TAG, TEXT, Planning, null_calls
+from llmsql.planner.planning import TEXT, Planning
 from llmsql.planner.scope import Scope
+from llmsql.planner.sorted_lists import sorted_items, with_keys
 from llmsql.prompt import PLACEHOLDER
 
 OWN_NUMBER = "__llmsql_row"  # of rows whose table has no ROW_NUMBER
@@ -39,12 +41,9 @@ def write_group_calls(statement: exp.Expression, catalog: Catalog) -> None:
     """
     if not any(_is_group_call(node) for node in statement.find_all(exp.Anonymous)):
         return
-    selects = list(statement.find_all(exp.Select))
-    for number, select in enumerate(selects):
-        select.meta[TAG] = number
-    originals = {found.meta[TAG]: found for found in null_calls(statement).find_all(exp.Select)}
-    planning = Planning(catalog, originals=originals)
-    for select in reversed(selects):
+    planning = Planning(catalog)
+    planning.note_originals(statement)
+    for select in reversed(list(statement.find_all(exp.Select))):
         if any(_is_group_call(node) for node in own_calls(select)):
             name_outputs(select, catalog.dialect)
             _write_select(Scope(select, planning))
@@ -60,10 +59,11 @@ def _is_group_call(node: exp.Expression) -> bool:
 
 def _write_select(scope: Scope) -> None:
     nodes = [node for node in own_calls(scope.select) if _is_group_call(node)]
-    if scope.catalog.dialect != "duckdb":
-        for node in nodes:
-            _name_list(node, scope.catalog.dialect)
-        return
+    dialect = scope.catalog.dialect
+    for node in nodes:
+        if dialect != "duckdb" and _is_list_call(node):
+            _name_list(node, dialect)
+    nodes = [node for node in nodes if not node.meta.get(TEXT)]
     for node in nodes:
         inside = [found for part in node.expressions for found in part.find_all(exp.AggFunc, exp.Anonymous)]
         if any(isinstance(found, exp.AggFunc) or _is_group_call(found) for found in inside):
@@ -71,26 +71,25 @@ def _write_select(scope: Scope) -> None:
         if node.find_ancestor(exp.Where) is not None and node.find_ancestor(exp.Filter) is None:
             _fail(node, f"WHERE sees rows, not groups: {AGGREGATE} can stand in the SELECT list, HAVING or ORDER BY")
     written = [_Written.of(node, scope) for node in nodes]
-    by_input = [one for one in written if not one.order and one.window is None]
+    by_input = [one for one in written if not one.order and one.window is None and dialect == "duckdb"]
     order = _input_order(scope) if by_input else None
     keys = _group_keys(scope)
     for one in written:
         first = [order.copy()] if order is not None and one in by_input else one.order
-        one.top.replace(one.call(first, keys))
+        one.top.replace(one.call(first, keys, dialect))
+
+
+def _is_list_call(node: exp.Anonymous) -> bool:
+    """Whether the user wrote the aggregate that makes the list, as it must be where nothing is planned."""
+    fields = [argument for argument in node.expressions if not is_option(argument)][1:]  # behind the prompt
+    return len(fields) == 1 and not isinstance(fields[0], exp.Order) and fields[0].find(exp.AggFunc) is not None
 
 
 def _name_list(node: exp.Anonymous, dialect: str) -> None:
-    """Where the SQL engine's lists have no order of their own, the user writes the list; it gets its name here."""
-    fields = [argument for argument in node.expressions if not is_option(argument)][1:]  # behind the prompt
-    if len(fields) != 1 or fields[0].find(exp.AggFunc) is None or isinstance(fields[0], exp.Order):
-        _fail(
-            node,
-            f"{AGGREGATE} takes the rows of a group as one list here: "
-            f"{AGGREGATE}('…', sort_array(collect_list(struct(year, title))))",
-        )
     node.meta[TEXT] = call_text(node, dialect)
-    if not isinstance(fields[0], exp.Alias):
-        fields[0].replace(exp.alias_(fields[0].copy(), SEVERAL, quoted=True))
+    rows = [argument for argument in node.expressions if not is_option(argument)][1]
+    if not isinstance(rows, exp.Alias):
+        rows.replace(exp.alias_(rows.copy(), SEVERAL, quoted=True))
 
 
 @dataclass
@@ -126,18 +125,24 @@ class _Written:
             written.top, parent = parent, parent.parent
         return written
 
-    def call(self, order: list[exp.Expression], keys: list[tuple[str, exp.Expression]]) -> exp.Anonymous:
+    def call(self, order: list[exp.Expression], keys: list[tuple[str, exp.Expression]], dialect: str) -> exp.Anonymous:
         """The call on the list of rows; rows that are equal in `order` come in the order of their values."""
         item = self._item()
         ties = [] if any(key.this == item for key in order) else [exp.Ordered(this=item.copy())]
         ordered = [key.copy() for key in order] + ties
-        rows: exp.Expression = exp.ArrayAgg(this=exp.Order(this=item, expressions=ordered))
+        in_order = dialect == "duckdb"
+        rows: exp.Expression = exp.ArrayAgg(
+            this=exp.Order(this=item, expressions=ordered) if in_order else with_keys(item, ordered)
+        )
         if self.where is not None:
             rows = exp.Filter(this=rows, expression=self.where.copy())
         if self.window is not None:
             window = self.window.copy()
             window.set("this", rows)
             rows = window
+        if not in_order:
+            rows = sorted_items(rows, ordered)
+        if self.window is not None:
             keys = [(part.name or part.sql(), part) for part in self.window.args.get("partition_by") or []]
         name = self.fields[0][0] if len(self.fields) == 1 else SEVERAL
         arguments = [argument for argument in self.node.expressions if not isinstance(argument, exp.Order)]
@@ -152,7 +157,7 @@ class _Written:
             ],
         )
         written.meta.update(self.node.meta)
-        written.meta[TEXT] = call_text(self.top, "duckdb")
+        written.meta[TEXT] = call_text(self.top, dialect)
         return written
 
     def _item(self) -> exp.Expression:

@@ -1,8 +1,8 @@
 """Expressions that may stop a statement with an error: casts of texts, overflows, divisions.
 
 The planner evaluates predicates earlier, and for other rows, than the SQL engine would have. Where such a predicate may
-raise it goes inside TRY, and a row whose predicate raises counts as one for which it holds: the model is asked more,
-and the error comes, if at all, from where the user wrote it.
+raise it is only attempted (TRY in DuckDB), and a row whose predicate raises counts as one for which it holds: the model
+is asked more, and the error comes, if at all, from where the user wrote it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from sqlglot import exp
 
 IsText = Callable[[exp.Expression], "bool | None"]  # of a column or a parameter; None when that is not known
+# An expression, NULL where evaluating it raises; None where the SQL engine cannot say so. See `Catalog.attempt`.
+Attempt = Callable[[exp.Expression, IsText], "exp.Expression | None"]
 # Nodes that raise for no value, whatever is below them.
 SAFE: tuple[type[exp.Expression], ...] = (
     exp.Column,
@@ -70,18 +72,19 @@ def may_raise(expression: exp.Expression, is_text: IsText | None = None) -> bool
     """
     for node in expression.walk():
         if isinstance(node, COMPARING):
-            if not _compares_alike(node, is_text):
+            if not compares_alike(node, is_text):
                 return True
         elif not isinstance(node, SAFE) and not (isinstance(node, exp.Cast) and isinstance(node.this, exp.Literal)):
             return True
     return False
 
 
-def holds_or_raises(condition: exp.Expression, is_text: IsText | None = None) -> exp.Expression:
-    """A condition that is never NULL, made true where evaluating it raises."""
+def holds_or_raises(condition: exp.Expression, is_text: IsText, attempt: Attempt) -> exp.Expression:
+    """A condition that is never NULL, made true where evaluating it raises; true where that cannot be said."""
     if not may_raise(condition, is_text):
         return condition
-    return exp.NullSafeNEQ(this=attempt(condition), expression=exp.false())
+    attempted = attempt(condition, is_text)
+    return exp.true() if attempted is None else exp.NullSafeNEQ(this=attempted, expression=exp.false())
 
 
 def is_true(condition: exp.Expression) -> exp.Expression:
@@ -89,12 +92,7 @@ def is_true(condition: exp.Expression) -> exp.Expression:
     return exp.Is(this=exp.paren(condition), expression=exp.true())
 
 
-def attempt(expression: exp.Expression) -> exp.Expression:
-    """The expression, NULL where evaluating it raises."""
-    return exp.Try(this=expression)
-
-
-def _compares_alike(node: exp.Expression, is_text: IsText | None) -> bool:
+def compares_alike(node: exp.Expression, is_text: IsText | None) -> bool:
     """Whether the sides need no cast that may fail: no text beside a number, a date or what is not known."""
     if isinstance(node, exp.In) and node.args.get("query") is not None:
         return False

@@ -256,7 +256,10 @@ class _Sides:
 
 def _numbered(scope: Scope, name: str, lefts: list[str], rights: list[str]) -> list[exp.CTE]:
     """Numbers for the left values, and for the right values the numbers that they go with."""
-    number = exp.alias_(exp.Window(this=exp.RowNumber()), f"{name}_number")
+    # DuckDB computes the CTE once; where it may be computed again, the values must get the same numbers.
+    once = scope.catalog.dialect == "duckdb"
+    order = None if once else exp.Order(expressions=[exp.Ordered(this=exp.column(column)) for column in lefts])
+    number = exp.alias_(exp.Window(this=exp.RowNumber(), order=order), f"{name}_number")
     values = exp.Select(expressions=[*[exp.column(column) for column in lefts], number])
     distinct = exp.Select(expressions=[exp.column(column) for column in lefts], group=exp.Group(all=True))
     distinct.set("from_", exp.From(this=table_named(name)))

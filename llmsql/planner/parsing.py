@@ -17,6 +17,7 @@ from llmsql.planner.calls import AGGREGATE, POSITION, is_llm_call
 MENTIONS_CALL = re.compile(r"\bllm(_\w+)?\s*\(", re.IGNORECASE)
 ERRORS_FUNCTION = "llm_errors"
 PARAMETER = "llmsql_parameter_"
+PARAMETER_SIGN = {"spark": ":"}
 
 
 def mentions_llm_call(sql: str) -> bool:
@@ -119,7 +120,7 @@ def _written_for_sqlglot(sql: str, dialect: str) -> tuple[str, list[tuple[int, i
             inside = inside[:-1] or [False]
         elif token.token_type == TokenType.PLACEHOLDER and token.text == "?":
             parameters += 1
-            text = f"${PARAMETER}{parameters}"
+            text = f"{PARAMETER_SIGN.get(dialect, '$')}{PARAMETER}{parameters}"
         elif inside[-1] and token.token_type == TokenType.DISTINCT and before.token_type == TokenType.L_PAREN:
             text = "distinct_rows := true, "
         elif inside[-1] and token.token_type == TokenType.ORDER_BY and before.token_type != TokenType.COMMA:

@@ -80,7 +80,7 @@ class Scope:
             ):
                 parts.rest.append(predicate)
                 if predicate.find(exp.Query) is None:
-                    parts.tried.append(holds_or_raises(is_true(predicate.copy()), self.is_text))
+                    parts.tried.append(self.holds_or_raises(is_true(predicate.copy())))
             else:
                 parts.cheap.append(predicate)
         return parts
@@ -110,6 +110,10 @@ class Scope:
             if alike.fullmatch(other.lower())
         }
         return held.pop() if len(held) == 1 else None
+
+    def holds_or_raises(self, condition: exp.Expression) -> exp.Expression:
+        """See `llmsql.planner.hazards.holds_or_raises`."""
+        return holds_or_raises(condition, self.is_text, self.catalog.attempt)
 
     def _carried_from(self, column: exp.Expression) -> exp.Expression:
         """What a column of a scratch table was in the user's FROM."""

@@ -12,7 +12,7 @@ from llmsql.planner.clauses import clause_of, table_named
 from llmsql.planner.exact import same_value
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.guards import any_guard, guard
-from llmsql.planner.hazards import attempt, holds_or_raises, may_raise
+from llmsql.planner.hazards import may_raise
 from llmsql.planner.plan import Stage
 from llmsql.planner.planning import INFERRED, SAME_IN_GROUP, TEXT, is_left_in_place
 from llmsql.planner.products import reduce_products
@@ -147,7 +147,7 @@ class Staging:
         if not self.scope.planning.switches.short_circuit:
             return None
         found = [guard(node, root, siblings) for node in equal]
-        return any_guard([[holds_or_raises(c, self.scope.is_text) for c in conditions] for conditions in found])
+        return any_guard([[self.scope.holds_or_raises(c) for c in conditions] for conditions in found])
 
     def _key(self, parsed: ParsedCall) -> Key:
         named = zip((None,) * (parsed.prompt is not None) + tuple(name for name, _ in parsed.fields), parsed.arguments)
@@ -199,7 +199,7 @@ class Staging:
         for argument, key in zip(parsed.arguments, stage.keys):
             value = argument.copy()
             if may_be_missing and may_raise(value, self.scope.is_text):
-                value = attempt(value)
+                value = self.scope.catalog.attempt(value, self.scope.is_text) or value
             answered = exp.column(key, table=stage.name)
             equal.append(same_value(value, answered, by_bytes=self.scope.planning.by_bytes))
         self.scope.answers.add(stage.name)

@@ -15,10 +15,13 @@ from pyspark.sql import types as T
 from sqlglot import exp
 
 from llmsql.errors import QueryError
-from llmsql.planner.calls import has_llm_call, is_llm_call
+from llmsql.functions import FUNCTIONS
+from llmsql.planner.calls import is_llm_call
 from llmsql.planner.catalog import literal_value
+from llmsql.planner.hazards import IsText
 from llmsql.planner.planning import IN_PLACE_PREFIX
 from llmsql.planner.scratch_names import without_prefixes
+from llmsql.spark.attempts import attempted
 from llmsql.spark.dialect import spark_sql
 
 SPARK_LOG = "SQLQueryContextLogger"
@@ -112,6 +115,10 @@ class SparkCatalog:
             raise QueryError(shown(problem)) from problem
         return value.asDict(recursive=True) if isinstance(value, T.Row) else value
 
+    def attempt(self, expression: exp.Expression, is_text: IsText) -> exp.Expression | None:
+        """See `Catalog.attempt`."""
+        return attempted(expression, is_text)
+
     def is_volatile(self, function: str) -> bool:
         """See `Catalog.is_volatile`."""
         return function.lower() in VOLATILE
@@ -175,10 +182,12 @@ def shown(problem: Exception) -> str:
 
 
 def _typed_null(node: exp.Expression) -> exp.Expression:
-    """A call of a type of its own comes as text from the function, which Spark does not cast to a struct."""
-    if isinstance(node, exp.Cast) and is_llm_call(node.this):
-        arguments = [argument.copy() for argument in node.this.expressions if not has_llm_call(argument)]
-        null = exp.cast(exp.null(), node.to.copy())
-        # The arguments are still bound, and choose nothing.
-        return exp.If(this=exp.Is(this=exp.Struct(expressions=arguments), expression=exp.null()), true=null, false=null)
-    return node
+    """A NULL of the call's type that needs the call's arguments: in some places Spark takes no Python function."""
+    cast = isinstance(node, exp.Cast) and is_llm_call(node.this)
+    if not cast and not is_llm_call(node):
+        return node
+    call, kind = (node.this, node.to) if cast else (node, FUNCTIONS[node.name.lower()].sql_type)
+    arguments = [argument.transform(_typed_null) for argument in call.expressions]
+    null = exp.cast(exp.null(), kind, dialect="duckdb")
+    # The arguments are still bound, and choose nothing.
+    return exp.If(this=exp.Is(this=exp.Struct(expressions=arguments), expression=exp.null()), true=null, false=null)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sqlglot
 from sqlglot import ErrorLevel, exp
 
+# Functions that the planner writes, by Spark's names of them.
+WORDS = {"list_contains": "array_contains", "row": "struct"}
+
 
 def spark_sql(planned: str | exp.Expression) -> str:
     """A statement that the planner wrote in its Spark dialect, without the types and functions that Spark lacks.
@@ -17,16 +20,27 @@ def spark_sql(planned: str | exp.Expression) -> str:
 
 
 def _for_spark(node: exp.Expression) -> exp.Expression:
-    if isinstance(node, exp.Cast):
-        if node.to.is_type(exp.DataType.Type.JSON, exp.DataType.Type.ENUM):
-            return type(node)(this=node.this, to=exp.DataType.build("TEXT"))
-        if node.find_ancestor(exp.Try) is not None and not isinstance(node, exp.TryCast):
-            return exp.TryCast(this=node.this, to=node.to)
+    if isinstance(node, exp.Cast) and node.to.is_type(exp.DataType.Type.JSON, exp.DataType.Type.ENUM):
+        return type(node)(this=node.this, to=exp.DataType.build("TEXT"))
     if isinstance(node, exp.CTE) and node.args.get("materialized") is not None:
         node.set("materialized", None)  # what must be computed once is a step of its own
     if isinstance(node, exp.ParseJSON):
         return exp.cast(node.this, "TEXT")
+    if isinstance(node, exp.Anonymous) and node.name.lower() in WORDS:
+        node.set("this", WORDS[node.name.lower()])
     return node
+
+
+def as_planned(tree: exp.Expression) -> exp.Expression:
+    """A statement that was parsed in Spark's dialect, in the planner's words; in place.
+
+    sqlglot takes CAST for one that gives NULL, as it does without ANSI mode; TRY_CAST stays.
+    """
+    join_lateral_views(tree)
+    for cast in list(tree.find_all(exp.TryCast)):
+        if not cast.args.get("safe"):
+            cast.replace(exp.Cast(this=cast.this, to=cast.to))
+    return tree
 
 
 def join_lateral_views(tree: exp.Expression) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyspark.errors import PySparkException
@@ -16,17 +16,18 @@ from llmsql.errors import QueryError
 from llmsql.model import Model
 from llmsql.planner import Plan, Switches, plan_statement
 from llmsql.planner.calls import has_llm_call
-from llmsql.planner.parsing import mentions_llm_call, parse_statement
+from llmsql.planner.parsing import mentions_llm_call, name_parameters, parse_statement
 from llmsql.planner.planning import ANY_ORDER
 from llmsql.spark import registration as registering
 from llmsql.spark.catalog import SparkCatalog, shown
-from llmsql.spark.dialect import join_lateral_views
+from llmsql.spark.dialect import as_planned
 from llmsql.spark.in_place import register_in_place
 from llmsql.spark.kept_frames import give_back, kept_frames
 from llmsql.spark.plan_runner import SparkPlanRunner
 from llmsql.spark.registration import Registration
 from llmsql.statistics import QueryStatistics
 
+Parameters = Sequence[Any] | Mapping[str, Any] | None
 PLANNED = (exp.Query, exp.Create, exp.Insert)  # the statements that are planned
 
 LOG = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ class PlanningSession:
 
         The LLM calls have run when this returns, each distinct argument tuple once; their answers stay in memory and on
         disk for as long as the DataFrame, or one built on it, is there. A statement without calls, one with DataFrames
-        in `kwargs` or with positional `args`, and one that cannot be planned run as in Spark itself, with the calls as
-        UDFs; `last_query.decisions` says why.
+        in `kwargs`, and one that cannot be planned run as in Spark itself, with the calls as UDFs;
+        `last_query.decisions` says why.
 
         Raises:
             CallError: a call is written wrongly; the message has its line and column.
@@ -66,24 +67,22 @@ class PlanningSession:
         kept = kept_frames(self.spark)
         kept.sweep()
 
-        def run(text: str) -> DataFrame:
-            return self.spark.sql(text, args=args) if args else self.spark.sql(text)
-
-        tree = None if kwargs or isinstance(args, list) else _planned_tree(sqlQuery)
+        tree = None if kwargs else _planned_tree(sqlQuery)
         if tree is None:
             return self.spark.sql(sqlQuery, args=args, **kwargs)
+        run = _runner(self.spark, args)
         started = time.perf_counter()
         statistics = self.last_query = QueryStatistics(sql=sqlQuery)
         runner = SparkPlanRunner(self.spark, run, self._registration, statistics)
         result: DataFrame | None = None
         try:
-            plan = self._plan(tree, run, args or {})
+            plan = self._plan(tree, run, name_parameters(args))
             statistics.plan = plan.explain()
             LOG.debug("the plan of %s\n%s", sqlQuery, statistics.plan)
             runner.run_steps(plan)
             result = runner.run_final(plan)
         except (QueryError, PySparkException) as problem:
-            result = self._unplanned(problem, run, sqlQuery, tree)
+            result = self._unplanned(problem, sqlQuery, args, tree)
         finally:
             runner.drop_views()
             if result is None or not isinstance(tree, exp.Query):
@@ -93,7 +92,7 @@ class PlanningSession:
         statistics.seconds = time.perf_counter() - started
         return result
 
-    def explain(self, sqlQuery: str, args: dict[str, Any] | None = None) -> str:
+    def explain(self, sqlQuery: str, args: Parameters = None) -> str:
         """The plan of a statement with LLM calls as text; no model is asked.
 
         Raises:
@@ -102,7 +101,7 @@ class PlanningSession:
         tree = _planned_tree(sqlQuery)
         if tree is None:
             raise QueryError("the statement has no LLM call that is planned: use DataFrame.explain")
-        return self._plan(tree, lambda text: self.spark.sql(text, args=args), args or {}).explain()
+        return self._plan(tree, _runner(self.spark, args), name_parameters(args)).explain()
 
     def close(self) -> None:
         """Give back the memory and disk space of all answers; results still in use would ask again. Idempotent."""
@@ -122,15 +121,13 @@ class PlanningSession:
         catalog = SparkCatalog(self.spark, run, parameters)
         return plan_statement(tree.copy(), catalog, stage_calls=settings.plan, switches=switches)
 
-    def _unplanned(
-        self, problem: Exception, run: Callable[[str], DataFrame], text: str, tree: exp.Expression
-    ) -> DataFrame:
+    def _unplanned(self, problem: Exception, text: str, args: Parameters, tree: exp.Expression) -> DataFrame:
         """The statement with its calls as UDFs, where Spark can run it so."""
         reason = shown(problem)
         try:
             if not isinstance(tree, exp.Query):
                 raise problem
-            result = run(text)
+            result = self.spark.sql(text, args=args)
         except PySparkException:
             raise problem if isinstance(problem, QueryError) else QueryError(reason) from problem
         self.last_query.decisions.append(f"not planned, the calls run as UDFs: {reason}")
@@ -173,6 +170,12 @@ def statistics(spark: SparkSession | PlanningSession) -> QueryStatistics:
     return registering.statistics(spark.spark if isinstance(spark, PlanningSession) else spark)
 
 
+def _runner(spark: SparkSession, args: Parameters) -> Callable[[str], DataFrame]:
+    """Runs SQL with the statement's parameters, which all have names in what the planner writes."""
+    named = name_parameters(args)
+    return lambda text: spark.sql(text, args=named) if named else spark.sql(text)
+
+
 def _planned_tree(text: str) -> exp.Expression | None:
     """The parsed statement, if its calls are to be planned."""
     if not mentions_llm_call(text) or text.lstrip()[:7].upper() == "EXPLAIN":
@@ -180,5 +183,4 @@ def _planned_tree(text: str) -> exp.Expression | None:
     tree = parse_statement(text, "spark")
     if not isinstance(tree, PLANNED) or not has_llm_call(tree):
         return None
-    join_lateral_views(tree)
-    return tree
+    return as_planned(tree)
