@@ -34,13 +34,14 @@ def infer_types(statement: exp.Expression, catalog: Catalog) -> None:
         return
     planning = Planning(catalog)
     planning.note_originals(statement)
-    assigned = dict(_assignments(statement, catalog))
+    written = _written_columns(statement, catalog)
+    assigned = dict(_assignments(statement, catalog, written))
     while waiting:
         select = waiting[0].find_ancestor(exp.Select)
         equal = [node for node in waiting if node == waiting[0] and node.find_ancestor(exp.Select) is select]
         waiting = [node for node in waiting if not any(node is one for one in equal)]
         scope = None if select is None else Scope(select, planning)
-        places = [place for node in equal for place in _places(node, scope, statement, catalog, assigned)]
+        places = [place for node in equal for place in _places(node, scope, catalog, written, assigned)]
         _write(places, scope, catalog)
 
 
@@ -63,14 +64,14 @@ class _Place:
 def _places(
     call: exp.Anonymous,
     scope: Scope | None,
-    statement: exp.Expression,
     catalog: Catalog,
+    written: dict[str, str],
     assigned: dict[int, Context],
 ) -> Iterator[_Place]:
     def type_of(node: exp.Expression) -> str | None:
         if not isinstance(node, exp.Column):
             return None
-        return _written_type(node, statement, catalog) if scope is None else scope.column_type(node)
+        return written.get(node.name.lower()) if scope is None else scope.column_type(node)
 
     def found(node: exp.Expression) -> Context:
         return context(node, type_of, catalog.constant)
@@ -92,16 +93,15 @@ def _places(
                 yield _Place(column, call, found(column))
 
 
-def _written_type(column: exp.Column, statement: exp.Expression, catalog: Catalog) -> str | None:
-    """The type of a column of the table that UPDATE or DELETE writes."""
+def _written_columns(statement: exp.Expression, catalog: Catalog) -> dict[str, str]:
+    """The types of the columns, by their names in lower case, of the table that UPDATE or DELETE writes."""
     if not isinstance(statement, (exp.Update, exp.Delete)) or not isinstance(statement.this, exp.Table):
-        return None
+        return {}
     query = exp.Select(expressions=[exp.Star()], from_=exp.From(this=statement.this.copy()))
     try:
-        found = {name.lower(): kind for name, kind in catalog.columns(query)}
+        return {name.lower(): kind for name, kind in catalog.columns(query)}
     except QueryError:
-        return None
-    return found.get(column.name.lower())
+        return {}
 
 
 def _write(places: list[_Place], scope: Scope | None, catalog: Catalog) -> None:
@@ -176,13 +176,12 @@ def _declare(call: exp.Anonymous, option: str, value: exp.Expression, found: Con
     call.meta[INFERRED] = f"{shown}, because of {found.source}"
 
 
-def _assignments(statement: exp.Expression, catalog: Catalog) -> Iterator[tuple[int, Context]]:
+def _assignments(statement: exp.Expression, catalog: Catalog, written: dict[str, str]) -> Iterator[tuple[int, Context]]:
     """(id, context) of each call whose value goes to a column of a table as it is: of INSERT and UPDATE."""
     if isinstance(statement, exp.Update):
         for item in statement.expressions:
             if isinstance(item, exp.EQ) and isinstance(item.left, exp.Column):
-                sql = _written_type(item.left, statement, catalog)
-                yield id(item.right.unnest()), _stored(sql, item.left.name)
+                yield id(item.right.unnest()), _stored(written.get(item.left.name.lower()), item.left.name)
         return
     if not isinstance(statement, exp.Insert):
         return
