@@ -15,7 +15,6 @@ from llmsql.planner.clauses import clause_of
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.halves import Halves, Uncuttable
 from llmsql.planner.naming import name_calls
-from llmsql.planner.planning import ANY_ORDER, CORRELATED
 from llmsql.planner.scope import Scope
 
 
@@ -33,7 +32,7 @@ def distinct_first(scope: Scope) -> bool:
         return False
     name_calls(scope)
     asking = [node for node in scope.calls() if clause_of(node, select) == "expressions"]
-    if not asking or any(node.meta.get(CORRELATED) for node in scope.calls()) or not scope.stands_alone():
+    if not asking:
         return False
     try:
         halves = Halves(scope, "rows", lambda node: isinstance(node, exp.Column) and not halves.is_alias(node))
@@ -46,7 +45,6 @@ def distinct_first(scope: Scope) -> bool:
         halves.cut(lower, {"where": None, "distinct": None})
     except Uncuttable:
         return False
-    select.meta[ANY_ORDER] = True
     return True
 
 

@@ -19,7 +19,6 @@ from llmsql.planner.clauses import clause_of
 from llmsql.planner.grouping import SETS, WRAPPERS, Grouping, group_keys, is_aggregate
 from llmsql.planner.halves import BELOW, Halves, Uncuttable, clause_conjuncts, leading
 from llmsql.planner.naming import name_calls
-from llmsql.planner.planning import ANY_ORDER, CORRELATED
 from llmsql.planner.scope import Scope
 
 
@@ -33,8 +32,6 @@ def group_first(scope: Scope) -> bool:
     if not Grouping(select, scope.catalog).is_grouped:
         return False
     name_calls(scope)
-    if any(node.meta.get(CORRELATED) for node in scope.calls()) or not scope.stands_alone():
-        return False
     grouping = Grouping(select, scope.catalog)
     above = [node for node in scope.calls() if clause_of(node, select) not in BELOW]
     if not any(grouping.is_after_grouping(node) for node in above):
@@ -43,7 +40,6 @@ def group_first(scope: Scope) -> bool:
         _cut(scope)
     except Uncuttable:
         return False
-    select.meta[ANY_ORDER] = True
     return True
 
 

@@ -10,7 +10,7 @@ from sqlglot import exp
 from llmsql.planner.clauses import attach_ctes, conjuncts, is_star, sources, table_named, visible_ctes
 from llmsql.planner.determinism import volatile_function
 from llmsql.planner.grouping import WRAPPERS
-from llmsql.planner.planning import null_calls
+from llmsql.planner.planning import ANY_ORDER, CORRELATED, null_calls
 from llmsql.planner.scope import Scope
 from llmsql.planner.scratch_names import fresh_name
 
@@ -32,10 +32,13 @@ class Halves:
         computed: whether the lower half computes an expression as a whole.
 
     Raises:
-        Uncuttable: the SELECT has parts that mean something else, or cannot stand, above a subquery.
+        Uncuttable: the SELECT has parts that mean something else, or cannot stand, above a subquery; or a query around
+            it gives it values.
     """
 
     def __init__(self, scope: Scope, kind: str, computed: Callable[[exp.Expression], bool]):
+        if any(node.meta.get(CORRELATED) for node in scope.calls()) or not scope.stands_alone():
+            raise Uncuttable
         self.scope = scope
         self.select = scope.select
         self.name = fresh_name(kind)
@@ -87,7 +90,7 @@ class Halves:
         return condition.copy().transform(written)
 
     def cut(self, lower: exp.Select, upper: dict[str, Any]) -> None:
-        """Put the subquery in the place of FROM.
+        """Put the subquery in the place of FROM; the rows above it come in any order.
 
         Args:
             lower: the subquery with its clauses, but without items and FROM.
@@ -112,6 +115,7 @@ class Halves:
             lower.set(part, value)
         alias = exp.TableAlias(this=table_named(self.name).this)
         self.select.set("from_", exp.From(this=exp.Subquery(this=lower, alias=alias)))
+        self.select.meta[ANY_ORDER] = True
 
     def _upper_items(self) -> list[exp.Expression]:
         """The SELECT list over the columns of the subquery, each item under its name."""

@@ -18,7 +18,6 @@ from llmsql.planner.clauses import clause_of
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.halves import BELOW, Halves, Uncuttable, clause_conjuncts, leading
 from llmsql.planner.naming import name_calls
-from llmsql.planner.planning import ANY_ORDER, CORRELATED
 from llmsql.planner.scope import Scope
 
 
@@ -33,36 +32,26 @@ def windows_first(scope: Scope) -> bool:
     if not windows or Grouping(select, scope.catalog).is_grouped:
         return False
     name_calls(scope)
-    above = [node for node in scope.calls() if clause_of(node, select) not in BELOW and not _in_window(node, select)]
+    above = [node for node in scope.calls() if clause_of(node, select) not in BELOW and not _in_window(node)]
     wins = any(select.args.get(clause) for clause in ("qualify", "limit", "offset"))
     if not any(wins or node.find(exp.Window) is not None for node in above):
-        return False
-    if any(node.meta.get(CORRELATED) for node in scope.calls()) or not scope.stands_alone():
         return False
     try:
         _cut(scope)
     except Uncuttable:
         return False
-    select.meta[ANY_ORDER] = True
     return True
 
 
-def _in_window(node: exp.Expression, select: exp.Select) -> bool:
-    while node.parent is not None and node.parent is not select:
-        node = node.parent
-        if isinstance(node, exp.Window):
-            return True
-    return False
+def _in_window(node: exp.Expression) -> bool:
+    return isinstance(node.find_ancestor(exp.Window, exp.Select), exp.Window)
 
 
 def _cut(scope: Scope) -> None:
     select = scope.select
-    own = {alias for alias, item in _aliases(select).items() if alias not in scope.source_columns()}
 
     def is_below(node: exp.Expression) -> bool:
-        if isinstance(node, exp.Column):
-            return bool(node.table) or node.name.lower() not in own
-        return isinstance(node, exp.Window)
+        return isinstance(node, exp.Window) or (isinstance(node, exp.Column) and not halves.is_alias(node))
 
     halves = Halves(scope, "windows", is_below)
     qualify = [halves.expand_aliases(condition) for condition in clause_conjuncts(select, "qualify")]
@@ -85,7 +74,3 @@ def _asks(condition: exp.Expression) -> bool:
     """Whether a predicate has a call outside of its window functions."""
     root = exp.paren(condition.copy())
     return any(node.find_ancestor(exp.Window) is None for node in calls_in(root))
-
-
-def _aliases(select: exp.Select) -> dict[str, exp.Expression]:
-    return {item.alias.lower(): item for item in select.expressions if isinstance(item, exp.Alias)}
