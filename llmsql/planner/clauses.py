@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from sqlglot import exp
+
+N = TypeVar("N", bound=exp.Expression)
 
 
 def sources(select: exp.Select) -> list[exp.Expression]:
@@ -109,6 +113,12 @@ def ancestors(node: exp.Expression) -> list[exp.Expression]:
 def is_above(node: exp.Expression, below: exp.Expression) -> bool:
     """Whether `below` stands inside `node`."""
     return any(parent is node for parent in ancestors(below))
+
+
+def outermost(nodes: list[N]) -> list[N]:
+    """Those of the nodes that stand inside none of the others."""
+    among = {id(node) for node in nodes}
+    return [node for node in nodes if not any(id(parent) in among for parent in ancestors(node))]
 
 
 def is_star(item: exp.Expression) -> bool:

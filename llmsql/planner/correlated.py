@@ -19,10 +19,18 @@ from sqlglot import exp
 
 from llmsql.planner.added_ctes import Unmovable, add_ctes, cte, stable_sources
 from llmsql.planner.calls import calls_in, is_llm_call
-from llmsql.planner.clauses import ancestors, attach_ctes, clause_of, conjuncts, is_above, table_named, visible_ctes
+from llmsql.planner.clauses import (
+    ancestors,
+    attach_ctes,
+    clause_of,
+    conjuncts,
+    is_above,
+    outermost,
+    table_named,
+    visible_ctes,
+)
 from llmsql.planner.exact import same_value
 from llmsql.planner.grouping import Grouping, is_aggregate
-from llmsql.planner.hazards import may_raise
 from llmsql.planner.naming import name_calls
 from llmsql.planner.outer_joins import filters_to_where
 from llmsql.planner.planning import CORRELATED, null_calls
@@ -97,7 +105,7 @@ def _take_out(scope: Scope, outer: exp.Select) -> None:
 
     if not binds(read([])):
         raise Unmovable  # it depends on a query further out, or a name means something else beside the outer FROM
-    surviving = [condition for condition in _surviving(outer, select, scope) if binds(read([condition]))]
+    surviving = [condition for condition in _surviving(outer, scope) if binds(read([condition]))]
     ctes = stable_sources(
         [*[item.this for item in before], *own, *[join.this for join in joins]], outer, scope.planning
     )
@@ -173,17 +181,11 @@ def _require_simple(scope: Scope, outer: exp.Select, before: list[exp.From | exp
             raise Unmovable
 
 
-def _surviving(outer: exp.Select, select: exp.Select, scope: Scope) -> list[exp.Expression]:
+def _surviving(outer: exp.Select, scope: Scope) -> list[exp.Expression]:
     """The predicates of the outer WHERE without which fewer rows matter."""
-    where = outer.args.get("where")
-    if where is None or any(join.side in ("RIGHT", "FULL") for join in outer.args.get("joins") or []):
+    if any(join.side in ("RIGHT", "FULL") for join in outer.args.get("joins") or []):
         return []
-    around = Scope(outer, scope.planning)
-    found = []
-    for condition in conjuncts(where.this):
-        if not calls_in(condition) and condition.find(exp.Query) is None and not may_raise(condition, around.is_text):
-            found.append(condition)
-    return found
+    return Scope(outer, scope.planning).repeatable_conditions()
 
 
 def _values(scope: Scope) -> list[exp.Expression]:
@@ -202,15 +204,14 @@ def _values(scope: Scope) -> list[exp.Expression]:
             raise Unmovable
         if node not in found:
             found.append(node)
-    return [node for node in found if not any(is_above(other, node) for other in found)]
+    return outermost(found)
 
 
 def _same_nodes(select: exp.Select, value: exp.Expression) -> list[exp.Expression]:
     wanted = value.copy()
-    found = [
-        node for node in select.find_all(type(value)) if node == wanted and node.find_ancestor(exp.Select) is select
-    ]
-    return [node for node in found if not any(is_above(other, node) for other in found)]
+    return outermost(
+        [node for node in select.find_all(type(value)) if node == wanted and node.find_ancestor(exp.Select) is select]
+    )
 
 
 def _columns(expressions: list[exp.Expression]) -> list[exp.Column]:

@@ -85,6 +85,15 @@ class Scope:
                 parts.cheap.append(predicate)
         return parts
 
+    def repeatable_conditions(self) -> list[exp.Expression]:
+        """The predicates of WHERE that another query over FROM may have, too: no call or query in them, none raises."""
+        where = self.select.args.get("where")
+        return [
+            condition
+            for condition in (conjuncts(where.this) if where is not None else [])
+            if not calls_in(condition) and condition.find(exp.Query) is None and not may_raise(condition, self.is_text)
+        ]
+
     def source_columns(self) -> list[str]:
         """The names, in lower case, of the columns of FROM."""
         return [name.lower() for name, _ in self._described_source()]

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from llmsql.planner.calls import calls_in, has_llm_call
+from llmsql.planner.calls import has_llm_call
 from llmsql.planner.clauses import attach_ctes, conjuncts, over_sources, sources, visible_ctes
 from llmsql.planner.determinism import instability
 from llmsql.planner.grouping import Grouping
-from llmsql.planner.hazards import may_raise
 from llmsql.planner.planning import null_calls
 from llmsql.planner.scope import Scope
 
@@ -40,12 +39,7 @@ def reduce_semi_join(scope: Scope) -> bool:
         return False
     if scope.is_text(item) is None or scope.is_text(item) != around.is_text(value) or not scope.stands_alone():
         return False
-    surviving = [
-        condition
-        for condition in conjuncts(where.this)
-        if not calls_in(condition) and condition.find(exp.Query) is None and not may_raise(condition, around.is_text)
-    ]
-    looked_for = over_sources(outer, [value.copy()], surviving, [])
+    looked_for = over_sources(outer, [value.copy()], around.repeatable_conditions(), [])
     ctes = [null_calls(cte) for cte in visible_ctes(outer)]
     if not scope.catalog.binds(attach_ctes(looked_for.copy(), ctes)):
         return False
