@@ -10,7 +10,7 @@ from .errors import OptimizerError
 from .finite_cache import FiniteCacheHits, finite_cache_hits
 from .icicle import icicle
 from .ordering import Ordering, OrderingStats
-from .parts import cut
+from .parts import computed_units, cut
 from .prefix_hits import PrefixHits, prefix_hits
 from .prompts import render
 from .reorder import METHODS, reorder
@@ -31,6 +31,7 @@ __all__ = [
     "PrefixHits",
     "arrange_items",
     "column_statistics",
+    "computed_units",
     "cut",
     "deduplicate",
     "dependency_errors",

@@ -92,10 +92,10 @@ def text_order(cells: Cells) -> CellOrder:
     that the shared characters take up on average in either cell, less one, since that at which they part may differ.
     """
     order = order_groups([cells_of_name(cells, name) for name in sorted(set(cells.names), key=quote_name)])
-    if cells.unit == "characters":
-        return order
     lengths = np.empty_like(cells.id_lengths)
     lengths[order.ranks] = cells.id_lengths
+    if cells.unit == "characters":  # texts may be cut short, so that their own lengths are not those of the cells
+        return replace(order, lengths=lengths)
     return replace(order, lengths=lengths, characters=order.lengths)
 
 

@@ -15,6 +15,7 @@ from llmsql.optimizer import (
     Cells,
     OptimizerError,
     Ordering,
+    computed_units,
     cut,
     encode,
     finite_cache_hits,
@@ -185,21 +186,22 @@ def test_capacity_and_lists_whose_items_may_move() -> None:
     assert reorder(table, unordered=["passages"], capacity=10).stats.rows_too_long == 7
 
 
-@given(ROWS, st.integers(1, 5), st.sampled_from(["none", "tree"]))
+@given(ROWS, st.integers(1, 5), st.sampled_from(["none", "tree"]), st.sampled_from([0, 7]))
 @settings(deadline=None)
 def test_parts_hold_every_row_once_and_are_equal_in_work(
-    rows: list[tuple[int | None, ...]], num_parts: int, method: str
+    rows: list[tuple[int | None, ...]], num_parts: int, method: str, row_units: int
 ) -> None:
     cells = encode(make_table(rows))
     ordering = reorder(cells, method=method)
-    cuts = cut(cells, ordering, num_parts).tolist()
+    cuts = cut(cells, ordering, num_parts, row_units=row_units).tolist()
     assert len(cuts) == num_parts + 1
     assert (cuts[0], cuts[-1]) == (0, len(rows))
     assert cuts == sorted(cuts)
     # characters that each row has beyond the row before it
     prompts = prompts_of(cells, ordering)
     shared = [0, *[sum(len(cell) for cell in common(*pair)) for pair in pairwise(prompts)]]
-    work = [sum(map(len, prompt)) - same for prompt, same in zip(prompts, shared)]
+    work = [sum(map(len, prompt)) - same + row_units for prompt, same in zip(prompts, shared)]
+    assert computed_units(cells, ordering) == sum(work) - len(rows) * row_units
     part = sum(work) / num_parts
     slack = max(LEEWAY * part, max(work) / 2)
     for number, place in enumerate(cuts):
@@ -207,7 +209,7 @@ def test_parts_hold_every_row_once_and_are_equal_in_work(
     # so a worker computes its share, the slack at both ends, and what its first row shares with one elsewhere
     for first, last in pairwise(cuts):
         prefixes = {tuple(prompt[: depth + 1]) for prompt in prompts[first:last] for depth in range(len(prompt))}
-        computed = sum(len(prefix[-1]) for prefix in prefixes)
+        computed = sum(len(prefix[-1]) for prefix in prefixes) + (last - first) * row_units
         assert first == last or computed <= part + 2 * slack + shared[first] + 1e-9
 
 

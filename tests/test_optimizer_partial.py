@@ -118,3 +118,14 @@ def test_auto_sees_what_only_begins_alike() -> None:
     assert (ordering.fields[:, 0] == 1).all()
     assert ordering.stats.hit_units == 0
     assert ordering.stats.partial_units >= 19 * len('"url": "https://example.org/')
+
+
+def test_cells_whose_texts_are_cut_short_count_by_their_lengths() -> None:
+    texts = [f"{n % 7} of seven " + "and so on " * (n % 7) for n in range(40)]
+    others = [f"no. {n}" for n in range(40)]
+    whole = encode(pa.table({"a": texts, "b": others}))
+    short = encode(pa.table({"a": [text[:12] for text in texts], "b": others})).with_lengths(
+        whole.lengths, "characters"
+    )
+    found, wanted = reorder(short).stats, reorder(whole).stats
+    assert (found.units, found.hit_units, found.partial_units) == (wanted.units, wanted.hit_units, wanted.partial_units)
