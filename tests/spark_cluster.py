@@ -22,8 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pyspark.find_spark_home import _find_spark_home as spark_home
 from pyspark.sql import SparkSession
+
+from llmsql import LlmsqlError
+from llmsql.spark.requirements import check_java
 
 MARK = "LLMSQL_TEST_CLUSTER"
 START = 120  # seconds for a process to be there, on a busy machine
@@ -154,6 +158,20 @@ def as_nodes(folder: Path, number: int) -> dict[int, dict[str, str]]:
         one: {"LLMSQL_RUNTIME_DIR": str(folder / f"run{one}"), "LLMSQL_CACHE": str(folder / f"cache{one}.sqlite")}
         for one in range(number)
     }
+
+
+@contextmanager
+def cluster_of_two(folder: Path) -> Iterator[SparkCluster]:
+    """Two workers with two slots each that do not see each other's files; skips the tests without Java."""
+    try:
+        check_java()
+    except LlmsqlError as problem:
+        pytest.skip(str(problem))
+    running = SparkCluster(folder, environments=as_nodes(folder, 2))
+    try:
+        yield running
+    finally:
+        running.stop()
 
 
 class Notes:

@@ -20,16 +20,18 @@ _engines: dict[str, llmsql.serving.remote_model.RemoteModel] = {}
 class Noting:
     """The function of a `FakeModel`: notes what it is asked in a file that all processes append to.
 
-    Texts come back in capitals. Asked about a text with HALT in it, it waits for the file `.go` beside the notes.
+    Texts come back in capitals. The first that is asked about a text with HALT in it waits for the file `.go` beside
+    the notes.
     """
 
     notes: str
 
     def __call__(self, prompt, fields, options):
         text = "|".join(str(fields[name]) for name in sorted(fields))
+        first = HALT in text and f" {text}\n" not in Path(self.notes).read_text()
         with open(self.notes, "a") as notes:
             notes.write(f"{os.getpid()} {text}\n")
-        while HALT in text and not Path(self.notes).with_suffix(".go").exists():
+        while first and not Path(self.notes).with_suffix(".go").exists():
             time.sleep(0.02)
         if options["function"] == "llm_filter":
             return "Yes" if len(text) % 2 else "No"

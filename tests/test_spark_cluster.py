@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from llmsql import LlmsqlError
 from llmsql.testing import FakeModel
 
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
 
-from spark_cluster import Notes, Running, SparkCluster, as_nodes, kill
+from spark_cluster import Notes, Running, cluster_of_two, kill
 from spark_cluster_models import HALT, Noting, OnNode
 
 import llmsql.spark
-from llmsql.spark.requirements import check_java
 
 pytestmark = [
     pytest.mark.spark,
@@ -27,14 +25,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    try:
-        check_java()
-    except LlmsqlError as problem:
-        pytest.skip(str(problem))
-    folder = tmp_path_factory.mktemp("cluster")
-    running = SparkCluster(folder, environments=as_nodes(folder, 2))
-    yield running
-    running.stop()
+    with cluster_of_two(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,318 @@
+"""Spark on a standalone cluster: executors and drivers that are killed, schedulers that interfere, broken machines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from llmsql.testing import FakeModel
+
+pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
+
+from pyspark.sql import functions as F
+from spark_cluster import MARK, Notes, Running, cluster_of_two, eventually, kill, parent
+from spark_cluster_models import HALT, Noting
+
+import llmsql.spark
+from llmsql.spark import llm, with_llm
+
+pytestmark = [
+    pytest.mark.spark,
+    pytest.mark.spark_cluster,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc"),
+]
+
+ROWS = 60
+HALTING = f"SELECT id, llm('Say', concat(if(id = 40, '{HALT}', 'x'), id)) AS loud FROM range({ROWS})"
+LOUD = tuple((number, f"HALT{number}" if number == 40 else f"X{number}") for number in range(ROWS))
+GONE = 10  # seconds after an application's end in which all of it is gone
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with cluster_of_two(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@pytest.fixture
+def notes(tmp_path):
+    return Notes(tmp_path / "notes")
+
+
+def noting(spark, notes, **settings):
+    return llmsql.spark.register(spark, model=FakeModel(Noting(str(notes.path)), fingerprint=b"noting"), **settings)
+
+
+def found(frame):
+    return tuple(sorted(map(tuple, frame.collect())))
+
+
+class TestExecutors:
+    def test_killed_in_the_middle(self, cluster, notes):
+        """Also on two machines whose result caches are their own: at most a batch of each killed task runs again."""
+        with cluster.application() as spark:
+            planned = noting(spark, notes, cache=True)
+            query = Running(lambda: found(planned.sql(HALTING)))
+            (victim,) = query.until(lambda: notes.who("halt40"), "the row was not asked")
+            executor = parent(parent(victim))
+            assert "CoarseGrainedExecutorBackend" in cluster.processes()[executor]
+            workers = [pid for pid in cluster.python_workers() if parent(parent(pid)) == executor]
+            kill(executor)
+            eventually(lambda: not set(workers) & set(cluster.processes()), "Python workers outlive their executor")
+            notes.go()
+            assert query.result() == LOUD
+            asked = notes.asked()
+            assert set(asked) == {text.lower() for _, text in LOUD}
+            assert max(asked.values()) <= 2
+            assert asked.total() - ROWS <= 2 * ROWS // 4, "a batch of the two tasks that were killed"
+
+    def test_killed_after_the_model_has_run(self, cluster, notes):
+        with cluster.application() as spark:
+            planned = noting(spark, notes, cache=str(notes.path.with_suffix(".sqlite")))
+            # Rows that are drawn: computed again they would be others, for which there are no answers.
+            drawn = "SELECT concat('x', cast(rand() * 1e9 AS BIGINT)) AS text FROM range(0, 200, 1, 4)"
+            frame = planned.sql(f"SELECT text, llm('Say', text) AS loud FROM ({drawn} DISTRIBUTE BY rand() LIMIT 50)")
+            (executor, *_) = cluster.processes("CoarseGrainedExecutorBackend")
+            kill(executor)
+            try:
+                rows = Running(lambda: found(frame)).result()
+            except Exception as problem:
+                assert "checkpoint" in str(problem).lower(), problem  # noqa: PT017
+            else:
+                assert len(rows) == 50
+                assert [row for row in rows if row[1] != row[0].upper()] == []
+
+
+class TestDriver:
+    SCRIPT = """
+        import sys
+        from pathlib import Path
+        from spark_cluster import session
+        import llmsql.spark
+
+        url, folder, notes = sys.argv[1:]
+        spark = session(url, Path(folder), {})
+        llm = llmsql.spark.register(spark, model="demo", cache=False)
+        llm.sql("SELECT id, llm('Say', id, max_tokens => 3) AS said FROM range(8)").collect()
+        Path(notes).touch()
+        llm.sql("SELECT id, llm('Tell a long story', id, max_tokens => 400) AS said FROM range(20000)").collect()
+    """
+
+    @pytest.mark.parametrize("process", ["Python", "the JVM"])
+    def test_killed_in_the_middle(self, cluster, tmp_path, process):
+        ready = tmp_path / "ready"
+        environment = {**os.environ, MARK: cluster.mark, "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+        log = tmp_path / "log"
+        with log.open("wb") as output:
+            driver = subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(self.SCRIPT), cluster.url, str(tmp_path), str(ready)],
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        eventually(
+            lambda: ready.exists() or driver.poll() is not None, "the driver does not start", log.read_text, seconds=240
+        )
+        assert driver.poll() is None, log.read_text()
+        time.sleep(3)
+        assert cluster.engines()
+        assert cluster.python_workers()
+        if process == "Python":
+            kill(driver.pid)
+        else:
+            (jvm,) = [pid for pid in cluster.processes("java") if parent(pid) == driver.pid]
+            kill(jvm)
+            eventually(lambda: driver.poll() is not None, "the driver hangs without its JVM")
+        driver.wait()
+        cluster.ended(GONE)
+
+
+class TestOneEngine:
+    def test_four_slots_share_it_until_the_application_ends(self, cluster, tmp_path):
+        """Two executors of two slots on one machine."""
+        machine = {"spark.executorEnv.LLMSQL_RUNTIME_DIR": str(tmp_path / "run")}
+        with cluster.application(machine) as spark:
+            llmsql.spark.register(spark, model="demo", cache=False)
+            frame = spark.range(0, 32, 1, 4).select("id", llm("Say", "id", max_tokens=4).alias("said"))
+            assert frame.filter("said IS NULL").count() == 0
+            workers = cluster.python_workers()
+            assert len(workers) == 4
+            (engine,) = cluster.engines()
+            memory = {pid: proportional(pid) for pid in [engine, *workers]}
+            print(f"MiB: the engine {memory[engine]}, the workers {[memory[pid] for pid in workers]}")
+            assert not any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in workers)
+            assert all(memory[pid] < memory[engine] / 2 for pid in workers), memory
+            spark.stop()
+            cluster.ended(GONE)
+
+
+def proportional(pid):
+    """MiB of a process, of what it shares with others its part."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) // 1024
+
+
+class TestPartitions:
+    @pytest.mark.parametrize("adaptive", [True, False])
+    def test_of_no_rows_and_one_of_all_rows(self, cluster, notes, adaptive):
+        with cluster.application({"spark.sql.adaptive.enabled": adaptive}) as spark:
+            planned = noting(spark, notes)
+            frame = spark.range(0, 80, 1, 4).filter("id < 20").selectExpr("id", "concat('x', id % 10) AS text")
+            wanted = tuple((number, f"X{number % 10}") for number in range(20))
+            assert found(frame.select("id", llm("Say", "text"))) == wanted
+            assert notes.asked() == Counter({f"x{number}": 1 for number in range(10)})
+            frame.createOrReplaceTempView("uneven")
+            assert found(planned.sql("SELECT id, llm('Shout', text) FROM uneven")) == wanted
+            assert notes.asked() == Counter({f"x{number}": 2 for number in range(10)})
+            one = frame.withColumn("text", F.lit("same"))
+            assert found(with_llm(one, "said", llm("Say", "text")).select("id", "said"))[-1] == (19, "SAME")
+            assert notes.asked()["same"] == 1
+            assert found(planned.sql("SELECT id, llm('Say', text) FROM uneven WHERE id > 99")) == ()
+            sql = (
+                "WITH a AS (SELECT id, llm('Sum', id) AS s FROM uneven) SELECT * FROM a JOIN a b USING (id) ORDER BY id"
+            )
+            assert len(found(planned.sql(sql))) == 20
+            assert planned.last_query.model_calls == 20
+
+
+class TestScheduling:
+    def test_speculation_runs_a_slow_task_twice(self, cluster, notes):
+        settings = {
+            "spark.speculation": True,
+            "spark.speculation.interval": "100ms",
+            "spark.speculation.quantile": "0.5",
+            "spark.speculation.minTaskRuntime": "100ms",
+        }
+        with cluster.application(settings) as spark:
+            planned = noting(spark, notes, cache=str(notes.path.with_suffix(".sqlite")))
+            query = Running(lambda: found(planned.sql(HALTING)))  # the first that is asked never ends by itself
+            assert query.result() == LOUD
+            asked = notes.asked()
+            assert asked.pop("halt40") == 2
+            assert len(asked) == ROWS - 1
+            assert max(asked.values()) == 1, "finished rows are found in the result cache"
+
+    def test_executors_come_and_go(self, cluster, notes):
+        settings = {
+            "spark.dynamicAllocation.enabled": True,
+            "spark.dynamicAllocation.shuffleTracking.enabled": True,
+            "spark.dynamicAllocation.shuffleTracking.timeout": "1s",
+            "spark.dynamicAllocation.minExecutors": 0,
+            "spark.dynamicAllocation.executorIdleTimeout": "1s",
+            "spark.dynamicAllocation.cachedExecutorIdleTimeout": "1s",
+            "spark.dynamicAllocation.schedulerBacklogTimeout": "100ms",
+        }
+        with cluster.application(settings) as spark:
+            planned = noting(spark, notes, cache=str(notes.path.with_suffix(".sqlite")))
+            notes.go()
+            frame = planned.sql(HALTING)
+            assert found(frame) == LOUD
+            eventually(lambda: not cluster.processes("CoarseGrainedExecutorBackend"), "idle executors stay")
+            assert found(frame) == LOUD
+            assert set(notes.asked().values()) == {1}, "answers that went with an executor come from the result cache"
+
+
+class TestBrokenMachines:
+    """One of two machines lacks something."""
+
+    @pytest.fixture
+    def broken(self, cluster, tmp_path):
+        """A Python that is broken on the second machine in the way that a file says."""
+        hook = tmp_path / "hook"
+        hook.mkdir()
+        (hook / "sitecustomize.py").write_text(textwrap.dedent(HOOK))
+        python = tmp_path / "python3"
+        second = str(cluster.folder / "run1")
+        python.write_text(
+            f'#!/bin/sh\n[ "$LLMSQL_RUNTIME_DIR" = {second} ] && export PYTHONPATH={hook}:$PYTHONPATH\n'
+            f'exec {sys.executable} "$@"\n'
+        )
+        python.chmod(0o755)
+
+        def start(how):
+            (hook / "how").write_text(how)
+            return python
+
+        return start
+
+    @pytest.fixture(scope="class")
+    def spark(self, cluster):
+        settings = {"spark.task.maxFailures": 1, "spark.scheduler.minRegisteredResourcesRatio": 1}
+        with cluster.application(settings) as session:
+            yield session
+
+    def failure(self, spark, python, model="demo"):
+        """What a statement says whose tasks run on both machines."""
+        known = spark.sparkContext.pythonExec
+        spark.sparkContext.pythonExec = str(python)
+        try:
+            planned = llmsql.spark.register(spark, model=model, cache=False)
+            sql = "SELECT id, llm('Say', id, max_tokens => 2) AS said FROM range(64)"
+            with pytest.raises(llmsql.LlmsqlError) as caught:
+                planned.sql(sql)
+        finally:
+            spark.sparkContext.pythonExec = known
+        print(caught.value)
+        return str(caught.value)
+
+    def test_llmsql_is_missing(self, spark, broken):
+        python = broken("llmsql")
+        said = self.failure(spark, python)
+        assert "No module named 'llmsql'" in said
+        assert str(python) in said
+        assert "127.0.0.1" in said
+
+    def test_another_version_of_python(self, spark, broken):
+        python = broken("version")
+        said = self.failure(spark, python)
+        assert "3.7" in said
+        assert "127.0.0.1" in said
+
+    def test_the_model_is_missing(self, spark, broken, tmp_path):
+        from llmsql.demo import MODEL_FOLDER
+
+        folder = tmp_path / "own_model"
+        folder.symlink_to(MODEL_FOLDER)
+        said = self.failure(spark, broken("model"), model=folder)
+        assert "there is no such folder" in said
+        assert str(MODEL_FOLDER) in said
+
+
+HOOK = """
+    import os
+    import sys
+    from importlib.abc import MetaPathFinder
+    from pathlib import Path
+
+    how = (Path(__file__).parent / "how").read_text()
+
+
+    class Missing(MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name.split(".")[0] == "llmsql":
+                raise ModuleNotFoundError("No module named 'llmsql'", name="llmsql")
+
+
+    if how == "llmsql":
+        sys.meta_path.insert(0, Missing())
+    if how == "version":
+        sys.version_info = (3, 7, *sys.version_info[2:])
+    if how == "model":
+        stat = os.stat
+
+        def elsewhere(path, *args, **kwargs):
+            if "llmsql/demo/model" in str(path):
+                raise FileNotFoundError(2, "No such file or directory", path)
+            return stat(path, *args, **kwargs)
+
+        os.stat = elsewhere
+"""
