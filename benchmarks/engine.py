@@ -96,7 +96,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--baselines",
         type=_names(BASELINES),
         default=None,
-        help="of transformers: generate, generate_batch; default: generate, and on the first workload both",
+        help="of transformers: generate, generate_batch, or '' for none; default: generate, first workload both",
     )
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--no-switches", action="store_true", help="leave out what the engine does with a switch off")
@@ -115,7 +115,8 @@ def measure(case: Case) -> None:
     table = Table()
     options, first, answer = case.options, next(iter(WORKLOADS)), case.workload.answer
     if answer != "json":  # a peer generates text; for a choice one token, which is the least that it could do
-        for name in options.baselines or (list(BASELINES) if case.name == first else ["generate"]):
+        baselines = list(BASELINES) if case.name == first else ["generate"]
+        for name in baselines if options.baselines is None else options.baselines:
             runs = timed(BASELINES[name](case.model), spec_of(case))
             table.add(f"transformers.{name}", _median(runs, "seconds"), _median(runs, "cpu_seconds"), case)
         for name, python in options.peers.items():
@@ -243,7 +244,7 @@ def _median(runs: list[dict[str, float]], field: str) -> float:
 
 def _names(known: Any) -> Callable[[str], list[str]]:
     def names(text: str) -> list[str]:
-        chosen = text.split(",")
+        chosen = [name for name in text.split(",") if name]
         if unknown := [name for name in chosen if name not in known]:
             raise argparse.ArgumentTypeError(f"unknown {unknown[0]!r}: choose from {', '.join(known)}")
         return chosen

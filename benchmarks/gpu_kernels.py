@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from kernel_cases import Case, Node, Row, branching, build, dense_attention, random_case
 
+from llmsql.gpu_backend.attention_kernels import num_processors
 from llmsql.gpu_backend.attention_work import LayerTiles, plan_work
 from llmsql.gpu_backend.batch import TableArrays
 from llmsql.gpu_backend.cascade import Group
-from llmsql.gpu_backend.kernel_attention import num_processors
 from llmsql.kernels import (
     NodeTable,
     gathered_log_softmax,

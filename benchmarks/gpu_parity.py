@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from engine_models import CONFIGS, generate_one, tiny_model, tree_prompts
 
-from llmsql.gpu_backend import Engine, Request, kernel_attention
+from llmsql.gpu_backend import Engine, Request, attention_kernels
 
 if TYPE_CHECKING:
     from gpu import Report, Settings
@@ -39,14 +39,14 @@ def check_parity(report: Report, settings: Settings) -> None:
     prompts, output = ([tree_prompts(3)[0][:9]], 2) if settings.dry_run else (tree_prompts(14), 8)
     kernels = "triton" if settings.dry_run else "auto"
     # The prompts are short: without this no shared part of them would be worth a cascade.
-    usual = kernel_attention.LAUNCH_BYTES, kernel_attention.PROGRAM_KEYS
-    kernel_attention.LAUNCH_BYTES, kernel_attention.PROGRAM_KEYS = 0, 1
+    usual = attention_kernels.LAUNCH_BYTES, attention_kernels.PROGRAM_KEYS
+    attention_kernels.LAUNCH_BYTES, attention_kernels.PROGRAM_KEYS = 0, 1
     try:
         _check_tokens(report, settings, families, prompts, output, kernels)
         if not settings.dry_run:
             _check_log_probs(report, settings, prompts)
     finally:
-        kernel_attention.LAUNCH_BYTES, kernel_attention.PROGRAM_KEYS = usual
+        attention_kernels.LAUNCH_BYTES, attention_kernels.PROGRAM_KEYS = usual
 
 
 def _check_tokens(

@@ -9,9 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmsql.kernels.attention_launch import TileLimits
-from llmsql.kernels.language import next_power_of_two
-from llmsql.kernels.work_list import ITEM_WIDTH, Launch, WorkList
+from llmsql.kernels.work_list import ITEM_WIDTH, Launch, TileLimits, WorkList
 
 from .batch import TableArrays, ragged_arange
 from .cascade import Group, Ints
@@ -56,7 +54,8 @@ def plan_work(
     units = _units(table, groups, keys_to_come)
     lanes = np.diff(units.start) * layer.group
     narrow = layer.limits.smallest
-    wide = max(narrow, min(max(next_power_of_two(int(lanes.max(initial=1))), WIDE), layer.limits.largest))
+    power_of_two = 1 << int(lanes.max(initial=1) - 1).bit_length()
+    wide = max(narrow, min(max(power_of_two, WIDE), layer.limits.largest))
     launches = []
     for block_m, chosen in ((narrow, (lanes > 0) & (lanes <= narrow)), (wide, lanes > narrow)):
         blocks = _cut_queries(units, np.flatnonzero(chosen), block_m // layer.group, layer.window, keys_to_come)

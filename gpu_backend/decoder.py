@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from .decoder_layer import Attention, DecoderLayer, Norm, ReadRows, StepTensors
 from .linear import Linear
-from .operators import Operators, TorchOperators, token_angles
+from .operators import Operators
 from .rotary import RotaryTable
 from .row_sizes import RowSizes
 
@@ -88,7 +88,5 @@ class FusedDecoder:
         dtype: torch.dtype,
         attention: Attention,
     ) -> StepTensors:
-        cos, sin = table(num_positions)
-        if isinstance(self.operators, TorchOperators):
-            cos, sin = token_angles(cos, sin, positions, dtype)  # once for all layers
+        cos, sin = self.operators.angles(*table(num_positions), positions, dtype)
         return StepTensors(cos, sin, positions, attention)

@@ -15,6 +15,7 @@ from .batch import BatchBuilder, StepBatch
 from .blocks import BlockPool
 from .completion import completion
 from .context import read_context
+from .cpu_memory import keep_freed_memory
 from .errors import EngineError, ModelError, RequestError
 from .fair_lock import FairLock
 from .grammar import GrammarCompiler
@@ -104,8 +105,9 @@ class Engine:
             fused: False runs transformers' modules also where there is a fused decoder. The decoder keeps weights in a
                 layout of its own; of a model object, which keeps its weights too, that is a second copy, made where it
                 takes no more than a quarter of the free memory.
-            kernels: "auto" runs Triton's kernels on CUDA and torch elsewhere; "torch" runs torch everywhere, "triton"
-                Triton's kernels everywhere (on the CPU in Triton's interpreter, for tests).
+            kernels: "auto" runs Triton's kernels on CUDA, on a CPU the C++ kernels where they can be compiled, and
+                torch's operators elsewhere. "torch", "native" (C++) and "triton" (on the CPU in Triton's interpreter,
+                for tests) name one.
             split_keys: False lets one program of the attention kernel read all keys of a row, however idle the GPU is.
             forced_tokens: False asks the model also for the tokens about which a grammar leaves no choice.
             overlap_masks: whether the tokens that grammars allow are found beside the model instead of before it runs;
@@ -126,6 +128,8 @@ class Engine:
         self._streams: list[Stream] = []
         self.stats = EngineStats()
         self.device = resolve_device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         loaded = load_model(model, device=self.device, dtype=dtype, trust_remote_code=trust_remote_code)
         self.dtype = loaded.dtype
         self.eos_token_ids = eos_token_ids(loaded)
@@ -337,11 +341,11 @@ class Engine:
 
     def _read(self, batch: StepBatch, logits: torch.Tensor, masks: StepMasks, prefilled: list[Sequence]) -> None:
         """Turn the step's logits into tokens and scores, and finish the requests that are done."""
-        score_labels(batch, logits, kernels=self._runner.kernels)
+        score_labels(batch, logits, kernels=self._runner.kernels == "triton")
         for sequence in prefilled:
             if sequence.scores_only:
                 self._finish_choice(sequence)
-        tokens = next_tokens(batch, logits, masks, kernels=self._runner.kernels)
+        tokens = next_tokens(batch, logits, masks, kernels=self._runner.kernels == "triton")
         num_sampled = num_added = 0
         for sequence, token_id, log_prob, error in tokens:
             job = job_of(sequence)

@@ -31,7 +31,8 @@ def join_gated(
     gate: nn.Linear, up: nn.Linear, activation: str, operators: Operators, *, row_sizes: RowSizes, copy: bool
 ) -> GatedLinear:
     """The two modules; `activation` is the name of one of `operators`. See `linear.join` for the rest."""
-    if copy and type(operators) is TorchOperators and can_pack(gate.weight):
+    by_torch = getattr(type(operators), activation) is getattr(TorchOperators, activation)
+    if copy and by_torch and can_pack(gate.weight):
         return PackedGate(gate, up, activation, row_sizes)
     return MergedGate(join([gate, up], row_sizes=row_sizes, copy=copy), operators, activation)
 

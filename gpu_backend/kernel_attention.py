@@ -1,4 +1,4 @@
-"""A step's attention by the Triton kernels: on CUDA, and on CPU tensors in Triton's interpreter for tests."""
+"""A step's attention by kernels: Triton's on CUDA (for tests in its interpreter), those in C++ on the CPU."""
 
 from __future__ import annotations
 
@@ -9,20 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmsql.kernels import NodeTable, WorkList, paged_attention, write_kv
-from llmsql.kernels.attention_launch import tile_limits
+from llmsql.kernels import NodeTable, WorkList
 from llmsql.kernels.work_list import TENSORS
 
+from .attention_kernels import AttentionKernels
 from .attention_work import LayerTiles, plan_work
 from .batch import StepBatch
-from .cascade import Costs, shared_groups
+from .cascade import shared_groups
 from .kv_cache import KVCache
-
-LAUNCH_BYTES = 8 * 2**20
-"""What two more launches cost, as bytes that could be read meanwhile: some microseconds. An estimate, not measured."""
-PROGRAM_KEYS = 64
-"""What a group's own programs cost, as keys that could be read meanwhile: one tile. An estimate, not measured."""
-
 
 _Name = tuple[int, torch.Size, torch.Size, int | None]
 STEPS_OF_A_PLAN = 64
@@ -49,6 +43,7 @@ class KernelAttention:
         self,
         batch: StepBatch,
         cache: KVCache,
+        kernels: AttentionKernels,
         *,
         cascade: bool,
         device: torch.device,
@@ -57,11 +52,12 @@ class KernelAttention:
     ) -> None:
         self.cache = cache
         self.slots = torch.from_numpy(batch.slots).to(device)
+        self._kernels = kernels
         self._device = device
         self._block_size = batch.block_size
         self._arrays = batch.table
         self._cascade = cascade
-        self._processors = num_processors(device) if split_keys else 0
+        self._processors = kernels.num_processors(device) if split_keys else 0
         self._table = NodeTable(**dict(zip(vars(batch.table), to_device(list(vars(batch.table).values()), device))))
         self._work: dict[_Name, WorkList] = {}
         self._structure = batch.structure
@@ -77,7 +73,7 @@ class KernelAttention:
         value: torch.Tensor,  # [tokens, kv_heads, value_dim]
     ) -> None:
         """Store the step's keys and values of one layer."""
-        write_kv(key, value, self.cache.keys[layer], self.cache.values[layer], self.slots)
+        self._kernels.write_kv(key, value, self.cache.keys[layer], self.cache.values[layer], self.slots)
 
     def attend(
         self,
@@ -90,7 +86,7 @@ class KernelAttention:
     ) -> torch.Tensor:
         """Attention of all query tokens of the step, [tokens, heads, value_dim]; the step's KV must be written."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        return paged_attention(
+        return self._kernels.paged_attention(
             query.to(keys.dtype),
             keys,
             values,
@@ -104,8 +100,9 @@ class KernelAttention:
 
     def _like(self, other: KernelAttention) -> bool:
         """Whether the other's work lists are for the same rows, and made in the same way."""
-        return (other._structure, other._cascade, other._processors, other._device) == (
+        return (other._structure, other._kernels.name, other._cascade, other._processors, other._device) == (
             self._structure,
+            self._kernels.name,
             self._cascade,
             self._processors,
             self._device,
@@ -133,8 +130,8 @@ class KernelAttention:
         (_, kv_heads, key_dim), value_dim = keys.shape, values.shape[2]
         shape = {"key_dim": key_dim, "value_dim": value_dim}
         group = heads // kv_heads
-        costs = gpu_costs(heads=heads, kv_heads=kv_heads, **shape, itemsize=keys.itemsize)
-        tiles = LayerTiles(kv_heads, group, tile_limits(**shape, group=group, dtype=keys.dtype), window)
+        costs = self._kernels.costs(heads=heads, kv_heads=kv_heads, **shape, itemsize=keys.itemsize)
+        tiles = LayerTiles(kv_heads, group, self._kernels.tile_limits(**shape, group=group, dtype=keys.dtype), window)
         groups = shared_groups(self._arrays, costs) if self._cascade else []
         keys_to_come = STEPS_OF_A_PLAN if self._decodes else 0
         work = plan_work(self._arrays, groups, tiles, processors=self._processors, keys_to_come=keys_to_come)
@@ -144,24 +141,6 @@ class KernelAttention:
         if self._decodes:
             self._planned[heads, keys.shape, values.shape, window] = _Planned(work, self._arrays.query_position)
         return work
-
-
-def gpu_costs(*, heads: int, kv_heads: int, key_dim: int, value_dim: int, itemsize: int) -> Costs:
-    """The costs of a layer on a GPU, in bytes moved; `itemsize` is the bytes of one number in the KV pool."""
-    kv_bytes = kv_heads * (key_dim + value_dim) * itemsize
-    part_bytes = heads * value_dim * 4
-    return Costs(
-        product=LAUNCH_BYTES,
-        block=PROGRAM_KEYS * kv_bytes,
-        merge=2 * part_bytes,  # written and read again
-        read=kv_bytes,
-        gather=0,
-    )
-
-
-def num_processors(device: torch.device) -> int:
-    """Streaming multiprocessors of a CUDA device; 1 for the interpreter, which runs one program after the other."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def to_device(arrays: list[npt.NDArray[np.int32]], device: torch.device) -> list[torch.Tensor]:

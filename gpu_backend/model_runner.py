@@ -10,6 +10,7 @@ import torch
 
 from .activations import StepMemory, step_memory
 from .attention import ShapeProbe
+from .attention_kernels import attention_kernels
 from .batch import StepBatch
 from .context import read_context
 from .decoder import FusedDecoder
@@ -51,7 +52,7 @@ class ModelRunner:
         device: torch.device,
         dtype: torch.dtype,
         cascade: bool,
-        kernels: bool = False,
+        kernels: str = "torch",
         split_keys: bool = True,
         fused: bool = True,
         shared: bool = False,
@@ -70,9 +71,9 @@ class ModelRunner:
         self._min_skipped_tokens = _MIN_SKIPPED_TOKENS.get(device.type, 64)
         self._probed = self._probe()
         self.layer_shapes = [shape for _, shape in sorted(self._probed.shapes.items())]
-        if self.kernels and not can_run(self.layer_shapes, dtype):
-            logger.info("%s runs by torch's operators: its heads are too large for the kernels", type(model).__name__)
-            self.kernels = False
+        if not can_run(self.kernels, self.layer_shapes, dtype):
+            logger.info("%s runs by torch's operators: the kernels take no such heads or type", type(model).__name__)
+            self.kernels = "torch"
         self.cache: KVCache | None = None
         self._last_attention: StepAttention | KernelAttention | None = None
         if fused:
@@ -85,7 +86,9 @@ class ModelRunner:
 
     def step_memory(self) -> StepMemory:
         """What the memory of one step depends on."""
-        return step_memory(self.model, self.layer_shapes, dtype=self.dtype, device=self.device, kernels=self.kernels)
+        return step_memory(
+            self.model, self.layer_shapes, dtype=self.dtype, device=self.device, kernels=self.kernels != "torch"
+        )
 
     def allocate(self, num_slots: int) -> None:
         """Make the KV pool."""
@@ -130,14 +133,15 @@ class ModelRunner:
 
     def _attention(self, batch: StepBatch, cache: KVCache) -> StepAttention | KernelAttention:
         last = self._last_attention
-        if not self.kernels:
+        if self.kernels == "torch":
             previous = last if isinstance(last, StepAttention) else None
             return StepAttention(batch, cache, cascade=self.cascade, device=self.device, previous=previous)
-        from .kernel_attention import KernelAttention  # loads triton
+        from .kernel_attention import KernelAttention
 
         return KernelAttention(
             batch,
             cache,
+            attention_kernels(self.kernels),
             cascade=self.cascade,
             split_keys=self.split_keys,
             device=self.device,
@@ -215,13 +219,19 @@ class ModelRunner:
 
     def _sample_logits(self, steps: list[StepBatch], decoder: FusedDecoder | None) -> list[torch.Tensor]:
         cache = KVCache(self.layer_shapes, NUM_SLOTS, dtype=self.dtype, device=self.device)
-        if decoder is None:
-            return [self._run_modules(batch, cache) for batch in steps]
+        if decoder is None:  # attention by torch, so that kernels are compared as well
+            options: dict[str, Any] = {"cascade": self.cascade, "device": self.device}
+            attentions = [StepAttention(batch, cache, **options) for batch in steps]
+            return [self._call(*self._inputs(b), self._index(b), step) for b, step in zip(steps, attentions)]
         return [self._run_decoder(decoder, batch, cache, min_skipped_tokens=1) for batch in steps]
 
     def _operators(self) -> Operators:
-        if not self.kernels:
+        if self.kernels == "torch":
             return TorchOperators()
+        if self.kernels == "native":
+            from .native_operators import NativeOperators
+
+            return NativeOperators()
         from .triton_operators import TritonOperators  # loads triton
 
         return TritonOperators()

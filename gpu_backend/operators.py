@@ -1,6 +1,6 @@
 """The small operations between a decoder's matrix products, as torch functions; a device may bring its own versions.
 
-`Operators` is the seam: the fused decoder calls these four and nothing else, so that a set of kernels with the same
+`Operators` is the seam: the fused decoder calls these and nothing else, so that a set of kernels with the same
 signatures can take their place. A version may reuse the memory of the arguments that are said to be consumed; what it
 returns is what counts.
 """
@@ -32,14 +32,24 @@ class Operators(Protocol):
         """
         ...
 
+    def angles(
+        self,
+        cos: torch.Tensor,  # [positions, head_dim // 2] float32
+        sin: torch.Tensor,  # [positions, head_dim // 2] float32
+        positions: torch.Tensor,  # [tokens] int64, rows of cos and sin
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `rotary_and_write` takes as cos and sin, made once for all layers of a step that compute in `dtype`."""
+        ...
+
     def rotary_and_write(
         self,
         query: torch.Tensor,  # [tokens, heads, head_dim]; consumed
         key: torch.Tensor,  # [tokens, kv_heads, head_dim]; consumed
         value: torch.Tensor,  # [tokens, kv_heads, value_dim]
-        cos: torch.Tensor,  # [positions, head_dim // 2] float32
-        sin: torch.Tensor,  # [positions, head_dim // 2] float32
-        positions: torch.Tensor,  # [tokens] int64, rows of cos and sin
+        cos: torch.Tensor,  # of `angles`
+        sin: torch.Tensor,
+        positions: torch.Tensor,  # [tokens] int64
         key_pool: torch.Tensor,  # [num_slots, kv_heads, head_dim]
         value_pool: torch.Tensor,  # [num_slots, kv_heads, value_dim]
         slots: torch.Tensor,  # [tokens] int64
@@ -80,6 +90,12 @@ class TorchOperators:
             return wide.mul_(weight.float() + 1.0).to(x.dtype), total
         return wide.to(x.dtype).mul_(weight), total
 
+    def angles(
+        self, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Operators.angles`: [tokens, 1, head_dim // 2] of the step's tokens."""
+        return cos.index_select(0, positions).to(dtype)[:, None], sin.index_select(0, positions).to(dtype)[:, None]
+
     def rotary_and_write(
         self,
         query: torch.Tensor,
@@ -92,9 +108,7 @@ class TorchOperators:
         value_pool: torch.Tensor,
         slots: torch.Tensor,
     ) -> torch.Tensor:
-        """See `Operators.rotary_and_write`; cos and sin may also be what `token_angles` returned."""
-        if cos.dim() == 2:
-            cos, sin = token_angles(cos, sin, positions, query.dtype)
+        """See `Operators.rotary_and_write`."""
         key_pool.index_copy_(0, slots, _rotate(key, cos, sin).to(key_pool.dtype))
         value_pool.index_copy_(0, slots, value.to(value_pool.dtype))
         return _rotate(query, cos, sin)
@@ -108,16 +122,6 @@ class TorchOperators:
         """See `Operators.gelu_and_mul`."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.gelu(gate, approximate="tanh").mul_(up)
-
-
-def token_angles(
-    cos: torch.Tensor,  # [positions, head_dim // 2]
-    sin: torch.Tensor,  # [positions, head_dim // 2]
-    positions: torch.Tensor,  # [tokens] int64
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [tokens, 1, head_dim // 2] of a step's tokens, to be made once for all layers."""
-    return cos.index_select(0, positions).to(dtype)[:, None], sin.index_select(0, positions).to(dtype)[:, None]
 
 
 def _rotate(

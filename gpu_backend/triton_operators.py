@@ -22,6 +22,12 @@ class TritonOperators:
         """See `Operators.rms_norm`."""
         return rms_norm(x, weight, eps, residual, offset=offset)
 
+    def angles(
+        self, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Operators.angles`: the tables as they are."""
+        return cos, sin
+
     def rotary_and_write(
         self,
         query: torch.Tensor,

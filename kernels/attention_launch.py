@@ -9,14 +9,7 @@ from typing import Any
 import torch
 
 from .language import FUSION, compute_type, next_power_of_two
-
-
-@dataclass(frozen=True)
-class TileLimits:
-    """Rows of a program's tile (query tokens times the query heads that share a KV head)."""
-
-    smallest: int
-    largest: int
+from .work_list import TileLimits
 
 
 def tile_limits(*, key_dim: int, value_dim: int, group: int, dtype: torch.dtype) -> TileLimits:

@@ -15,6 +15,13 @@ ITEM_WIDTH = 8
 """Numbers per item: the fields and two unused ones, so that an item is 32 bytes and its address aligned."""
 
 
+class TileLimits(NamedTuple):
+    """Rows of a program's tile (query tokens times the query heads that share a KV head)."""
+
+    smallest: int
+    largest: int
+
+
 class Launch(NamedTuple):
     """Items that one kernel launch works on."""
 

@@ -16,6 +16,8 @@ WANTED = (
     "llmsql/optimizer/reorder.py",
     "llmsql/gpu_backend/engine.py",
     "llmsql/kernels/node_table.py",
+    "llmsql/kernels/native/attention.cpp",
+    "llmsql/kernels/native/vectors.h",
     "llmsql/demo/model/model.safetensors",
     "llmsql/demo/model/tokenizer.json",
     "llmsql/demo/model/README.md",

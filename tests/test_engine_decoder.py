@@ -101,7 +101,7 @@ class Wrong(TorchOperators):
 
 def test_a_decoder_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(model_runner, "TorchOperators", Wrong)
-    with caplog.at_level(logging.WARNING), Engine(variant("biases")) as engine:
+    with caplog.at_level(logging.WARNING), Engine(variant("biases"), kernels="torch") as engine:
         assert engine.decoder == "transformers"
         assert run(engine) == reference("biases"), "the modules have their weights back"
     (record,) = caplog.records

@@ -8,7 +8,7 @@ from transformers.activations import ACT2FN
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from llmsql.gpu_backend.operators import TorchOperators, token_angles
+from llmsql.gpu_backend.operators import TorchOperators
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 OPERATORS = TorchOperators()
@@ -34,8 +34,7 @@ def test_norm(dtype: torch.dtype, kind: type, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("gathered", [True, False])
-def test_rotary_and_write(dtype: torch.dtype, gathered: bool) -> None:
+def test_rotary_and_write(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     tokens, heads, kv_heads, size = 6, 4, 2, 16
     merged = torch.randn(tokens, heads + 2 * kv_heads, size, dtype=dtype)
@@ -50,8 +49,7 @@ def test_rotary_and_write(dtype: torch.dtype, gathered: bool) -> None:
         torch.full((12, kv_heads, size), 5.0, dtype=dtype),
         torch.full((12, kv_heads, size), 5.0, dtype=dtype),
     )
-    if gathered:
-        cos, sin = token_angles(cos, sin, positions, dtype)
+    cos, sin = OPERATORS.angles(cos, sin, positions, dtype)
     rotated = OPERATORS.rotary_and_write(query, key, value, cos, sin, positions, keys, values, slots)
     tolerance = {"atol": 1e-6 if dtype == torch.float32 else 2e-2, "rtol": 0.0}
     torch.testing.assert_close(rotated, expected_query, **tolerance)

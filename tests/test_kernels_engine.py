@@ -17,12 +17,10 @@ if not interpreter.IS_ON:
         from llmsql.gpu_backend.kernel_choice import resolve_kernels
 
         cpu, cuda = torch.device("cpu"), torch.device("cuda")
-        assert [resolve_kernels("auto", cuda), resolve_kernels("torch", cuda), resolve_kernels("triton", cuda)] == [
-            1,
-            0,
-            1,
-        ]
-        assert not resolve_kernels("auto", cpu)
+        assert resolve_kernels("auto", cuda) == resolve_kernels("triton", cuda) == "triton"
+        assert resolve_kernels("torch", cuda) == resolve_kernels("torch", cpu) == "torch"
+        with pytest.raises(ModelError, match="run on the CPU"):
+            resolve_kernels("native", cuda)
         with pytest.raises(ModelError, match="unknown kernels 'cutlass'"):
             resolve_kernels("cutlass", cpu)
         with pytest.raises(ModelError, match="needs a CUDA device, or for tests its interpreter"):
@@ -36,7 +34,8 @@ else:
     from attention_batches import plain_attention, random_batch, random_cache
     from engine_models import tiny_model
 
-    from llmsql.gpu_backend import Engine, Request, kernel_attention
+    from llmsql import kernels
+    from llmsql.gpu_backend import Engine, Request, attention_kernels, kernel_attention
     from llmsql.gpu_backend.cascade import Costs
     from llmsql.gpu_backend.kv_cache import LayerShape
 
@@ -72,7 +71,7 @@ else:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_tokens_and_scores_are_those_of_torch(family, launches, monkeypatch):
         monkeypatch.setattr(
-            kernel_attention, "gpu_costs", lambda **_: Costs(product=0, block=4, merge=0, read=1, gather=0)
+            attention_kernels, "gpu_costs", lambda **_: Costs(product=0, block=4, merge=0, read=1, gather=0)
         )
         requests = [Request(i, prompt, max_tokens=2) for i, prompt in enumerate(PROMPTS)]
         requests.append(Request("choice", PROMPTS[0], choices=[[9], [10, 11], [10, 12]]))
@@ -87,9 +86,9 @@ else:
     @pytest.mark.parametrize("seed", range(4))
     def test_steps_of_random_batches(seed, monkeypatch):
         monkeypatch.setattr(
-            kernel_attention, "gpu_costs", lambda **_: Costs(product=0, block=1, merge=0, read=1, gather=0)
+            attention_kernels, "gpu_costs", lambda **_: Costs(product=0, block=1, merge=0, read=1, gather=0)
         )
-        monkeypatch.setattr(kernel_attention, "num_processors", lambda _: 9)
+        monkeypatch.setattr(attention_kernels, "num_processors", lambda _: 9)
         batch = random_batch(seed, num_prompts=4, max_tokens=25)
         cache = random_cache(LayerShape(2, 8, 8 if seed else 4), torch.float32, seed)
         query = torch.randn(len(batch.token_ids), 4, 8)
@@ -97,7 +96,12 @@ else:
         expected = plain_attention(batch, query, cache, *options.values())
         for cascade, split_keys in ((True, True), (True, False), (False, True)):
             attention = kernel_attention.KernelAttention(
-                batch, cache, cascade=cascade, split_keys=split_keys, device=torch.device("cpu")
+                batch,
+                cache,
+                attention_kernels.attention_kernels("triton"),
+                cascade=cascade,
+                split_keys=split_keys,
+                device=torch.device("cpu"),
             )
             out = attention.attend(0, query, **options)
             torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
@@ -105,11 +109,11 @@ else:
             work.check(attention._table, 2, window=options["window"])
 
     def test_a_work_list_serves_while_the_same_rows_decode(monkeypatch):
-        monkeypatch.setattr(kernel_attention, "num_processors", lambda _: 5)
+        monkeypatch.setattr(attention_kernels, "num_processors", lambda _: 5)
         monkeypatch.setattr(
-            kernel_attention, "gpu_costs", lambda **_: Costs(product=0, block=4, merge=0, read=1, gather=0)
+            attention_kernels, "gpu_costs", lambda **_: Costs(product=0, block=4, merge=0, read=1, gather=0)
         )
-        plan, attend = kernel_attention.plan_work, kernel_attention.paged_attention
+        plan, attend = kernel_attention.plan_work, kernels.paged_attention
         plans = Counter()
 
         def planning(*arguments, **options):
@@ -121,9 +125,9 @@ else:
             return attend(query, keys, values, table, work, **options)
 
         monkeypatch.setattr(kernel_attention, "plan_work", planning)
-        monkeypatch.setattr(kernel_attention, "paged_attention", attending)
+        monkeypatch.setattr(kernels, "paged_attention", attending)
         requests = [Request(i, prompt, max_tokens=9 - 3 * (i == 1)) for i, prompt in enumerate(PROMPTS)]
-        expected = [one.token_ids for one in answers(tiny_model("gemma2"), requests)]  # with windows and without
+        expected = [one.token_ids for one in answers(tiny_model("gemma2"), requests, kernels="torch")]
         for most in (64, 3, 0):
             monkeypatch.setattr(kernel_attention, "STEPS_OF_A_PLAN", most)
             found = [one.token_ids for one in answers(tiny_model("gemma2"), requests, kernels="triton")]

@@ -15,7 +15,7 @@ from kernel_cases import Node, Row, branching, build
 from llmsql.gpu_backend.attention_work import LayerTiles, plan_work
 from llmsql.gpu_backend.cascade import Costs, shared_groups
 from llmsql.kernels import NodeTable
-from llmsql.kernels.attention_launch import TileLimits
+from llmsql.kernels.work_list import TileLimits
 
 
 @settings(max_examples=80, deadline=None)

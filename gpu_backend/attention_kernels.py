@@ -1,0 +1,96 @@
+"""What `KernelAttention` runs on: the attention kernels of one kind of device, and what they cost there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from llmsql.kernels.work_list import TileLimits
+
+from .cascade import Costs
+
+LAUNCH_BYTES = 8 * 2**20
+"""What two more launches cost on a GPU, as bytes that could be read meanwhile: some microseconds. An estimate."""
+PROGRAM_KEYS = 64
+"""What a group's own programs cost on a GPU, as keys that could be read meanwhile: one tile. An estimate."""
+NATIVE_LANES = 96
+"""Query tokens times the heads that share a KV head in one item of the C++ kernel, where a head has no more: its keys
+are packed once for all of them, and their sums stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class AttentionKernels:
+    """The kernels of one kind."""
+
+    name: str
+    paged_attention: Callable[..., torch.Tensor]
+    write_kv: Callable[..., None]
+    tile_limits: Callable[..., TileLimits]
+    """Of `key_dim`, `value_dim`, `group` and `dtype`."""
+    costs: Callable[..., Costs]
+    """Of `heads`, `kv_heads`, `key_dim`, `value_dim` and `itemsize`."""
+    num_processors: Callable[[torch.device], int]
+    """How many items run side by side."""
+
+
+def attention_kernels(name: str) -> AttentionKernels:
+    """Those called "triton", which are loaded with it, or "native"."""
+    if name == "native":
+        from llmsql.kernels.native.attention import paged_attention as native_attention
+
+        return AttentionKernels(
+            name, native_attention, _write_kv, _native_limits, native_costs, lambda device: torch.get_num_threads()
+        )
+    assert name == "triton", f"there are no attention kernels called {name}"
+    from llmsql.kernels import paged_attention, write_kv
+    from llmsql.kernels.attention_launch import tile_limits
+
+    return AttentionKernels(name, paged_attention, write_kv, tile_limits, gpu_costs, num_processors)
+
+
+def gpu_costs(*, heads: int, kv_heads: int, key_dim: int, value_dim: int, itemsize: int) -> Costs:
+    """The costs of a layer on a GPU, in bytes moved; `itemsize` is the bytes of one number in the KV pool."""
+    kv_bytes = kv_heads * (key_dim + value_dim) * itemsize
+    part_bytes = heads * value_dim * 4
+    return Costs(
+        product=LAUNCH_BYTES,
+        block=PROGRAM_KEYS * kv_bytes,
+        merge=2 * part_bytes,  # written and read again
+        read=kv_bytes,
+        gather=0,
+    )
+
+
+def native_costs(*, heads: int, kv_heads: int, key_dim: int, value_dim: int, itemsize: int) -> Costs:
+    """The costs of a layer in the C++ kernel, in nanoseconds of one core: what does not grow with the lanes."""
+    return Costs(
+        product=0,
+        block=kv_heads * ITEM_NS,
+        merge=heads * value_dim * MERGE_NS,
+        read=kv_heads * (key_dim + value_dim) * PACK_NS,
+        gather=0,
+    )
+
+
+ITEM_NS = 1_000  # an item's queries and sums
+MERGE_NS = 0.5  # a number of a part, written and read again
+PACK_NS = 0.1  # a number of a key or value, put in its place in a tile
+
+
+def _native_limits(*, key_dim: int, value_dim: int, group: int, dtype: torch.dtype) -> TileLimits:
+    lanes = max(NATIVE_LANES, group)
+    return TileLimits(lanes, lanes)
+
+
+def _write_kv(
+    key: torch.Tensor, value: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, slots: torch.Tensor
+) -> None:
+    key_pool.index_copy_(0, slots, key.to(key_pool.dtype))
+    value_pool.index_copy_(0, slots, value.to(value_pool.dtype))
+
+
+def num_processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a CUDA device; 1 for the interpreter, which runs one program after the other."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,0 +1,226 @@
+"""The C++ kernels against the torch references, and the engine on them against the engine on torch's operators."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from attention_batches import plain_attention, random_batch, random_cache
+from elementwise_cases import CASES, check
+from engine_models import tiny_model
+from kernel_cases import Case, Node, Row, branching, build
+
+from llmsql.gpu_backend import Engine, ModelError, Request
+from llmsql.gpu_backend.attention_kernels import attention_kernels
+from llmsql.gpu_backend.kernel_attention import KernelAttention
+from llmsql.gpu_backend.kernel_choice import resolve_kernels, why_not_native
+from llmsql.gpu_backend.kv_cache import LayerShape
+from llmsql.kernels import norm, paged_attention_reference, rotary
+from llmsql.kernels.native import attention, library, operators
+
+DTYPES = (torch.float32, torch.bfloat16)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+CUTS = ({"levels": 0, "processors": 1}, {"levels": 2, "processors": 64}, {"levels": 9, "processors": 1})
+CPU = torch.device("cpu")
+
+needs_kernels = pytest.mark.skipif(why_not_native() is not None, reason=f"no C++ kernels: {why_not_native()}")
+
+
+def check_attention(case: Case, *, spread: float = 1.0) -> None:
+    """`spread` is that of the numbers, whose products grow with its square."""
+    expected = paged_attention_reference(*case.arguments, **case.options)
+    for cut in CUTS:
+        out = attention.paged_attention(*case.arguments, case.work(**cut), **case.options)
+        assert out.dtype == case.query.dtype
+        torch.testing.assert_close(out.float(), expected.float(), atol=TOLERANCE[out.dtype] * spread**2, rtol=0)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("sliding_window", "softcap"), [(None, None), (1, None), (5, 2.0), (None, 2.0)])
+def test_attention_over_a_branching_tree(dtype, sliding_window, softcap):
+    check_attention(branching(dtype=dtype, sliding_window=sliding_window, softcap=softcap, heads=1))
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2), (5, 1), (14, 2), (20, 1), (130, 1)])
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(1, 1), (16, 40), (64, 64), (80, 80), (129, 7), (256, 256)])
+def test_attention_of_heads(dtype, heads, kv_heads, head_dim, value_dim):
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim}
+    nodes = [Node(None, 9), Node(0, 9, continues=True), Node(0, 3)]
+    check_attention(build(nodes, [Row(1, 17, 1), Row(1, 9, 4), Row(2, 11, 1)], dtype=dtype, **shape))
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", [1, 15, 16, 63, 64, 65, 129, 400])
+def test_attention_over_several_tiles_of_keys(dtype, length):
+    nodes = [Node(None, length), Node(0, 5, continues=True), Node(0, 70)]
+    rows = [Row(1, length + 4, 1), Row(2, length, 70), *(Row(2, length + 69, 1) for _ in range(30))]
+    for options in ({}, {"sliding_window": 50}):
+        case = build(nodes, rows, dtype=dtype, head_dim=32, heads=6, block_size=16, spread=2.0, **options)
+        check_attention(case, spread=2.0)
+
+
+@needs_kernels
+def test_attention_of_nothing():
+    case = build([Node(None, 4)], [])
+    assert attention.paged_attention(*case.arguments, case.work(), **case.options).shape == (0, 2, 16)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("norm", "rotary"))])
+def test_operators_equal_their_references(name, dtype, monkeypatch):
+    monkeypatch.setattr(norm, "rms_norm", operators.rms_norm)
+    monkeypatch.setattr(rotary, "rotary_and_write", operators.rotary_and_write)
+    check(name, dtype, "cpu")
+
+
+@needs_kernels
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_operators_of_many_rows_are_shared_among_threads(threads):
+    before = torch.get_num_threads()
+    x = torch.randn(2000, 100, generator=torch.Generator().manual_seed(0))
+    try:
+        torch.set_num_threads(threads)
+        normed, _ = operators.rms_norm(x, torch.ones(100), 1e-6)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(normed, norm.rms_norm_reference(x, torch.ones(100), 1e-6, None, offset=False)[0])
+
+
+@needs_kernels
+@pytest.mark.parametrize("seed", range(6))
+def test_steps_of_random_batches(seed):
+    batch = random_batch(seed, num_prompts=6, max_tokens=90)
+    cache = random_cache(LayerShape(2, 8, 8 if seed else 4), torch.float32, seed)
+    query = torch.randn(len(batch.token_ids), 4, 8)
+    options = {"scale": 0.4, "window": 7 if seed > 1 else None, "softcap": 2.0 if seed == 3 else None}
+    expected = plain_attention(batch, query, cache, *options.values())
+    for cascade, split_keys in ((True, True), (True, False), (False, True)):
+        step = KernelAttention(
+            batch, cache, attention_kernels("native"), cascade=cascade, split_keys=split_keys, device=CPU
+        )
+        torch.testing.assert_close(step.attend(0, query, **options).double(), expected, atol=1e-5, rtol=0)
+
+
+ROOT = list(range(100, 121))  # longer than Gemma's window
+PROMPTS = [[*ROOT, 30, 31, 32], [*ROOT, 40], [*ROOT[:9], 50, 51]]
+
+
+def answers(model, requests, **options):
+    with Engine(model, max_batch_tokens=60, block_size=4, **options) as engine:
+        done = {completion.id: completion for completion in engine.generate(requests)}
+        engine.check()
+        kind = engine._runner.kernels
+    assert all(completion.error is None for completion in done.values())
+    return [done[request.id] for request in requests], kind
+
+
+@needs_kernels
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "granite"])
+@pytest.mark.parametrize("cascade", [True, False])
+def test_the_engine_gives_the_answers_of_torch(family, cascade):
+    requests = [Request(i, prompt, max_tokens=12) for i, prompt in enumerate(PROMPTS)]
+    requests.append(Request("choice", PROMPTS[0], choices=[[9], [10, 11], [10, 12]]))
+    expected, of_torch = answers(tiny_model(family), requests, kernels="torch")
+    found, of_ours = answers(tiny_model(family), requests, kernels="native", cascade=cascade)
+    assert (of_torch, of_ours) == ("torch", "native")
+    assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+    assert found[-1].log_probs == pytest.approx(expected[-1].log_probs, abs=1e-3)
+
+
+@needs_kernels
+def test_types_that_the_kernels_do_not_know_run_in_torch():
+    model = copy.deepcopy(tiny_model()).to(torch.float16)
+    requests = [Request(0, PROMPTS[0], max_tokens=2)]
+    assert answers(model, requests, kernels="native", dtype=torch.float16)[1] == "torch"
+
+
+@needs_kernels
+def test_auto_is_native_on_a_cpu():
+    assert resolve_kernels("auto", CPU) == resolve_kernels("native", CPU) == "native"
+
+
+@pytest.fixture
+def afresh(monkeypatch, tmp_path):
+    """Nothing is loaded or compiled yet; the cache is the folder that is given."""
+    monkeypatch.setenv("LLMSQL_KERNEL_CACHE", str(tmp_path / "cache"))
+    for function in (library.load, why_not_native):
+        function.cache_clear()
+    yield tmp_path
+    for function in (library.load, why_not_native):
+        function.cache_clear()
+
+
+@pytest.fixture
+def compiler(afresh, monkeypatch):
+    """Write a compiler of our own, a shell script that is given."""
+
+    def write(script: str) -> None:
+        path = afresh / "c++"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o700)
+        monkeypatch.setenv("CXX", str(path))
+
+    return write
+
+
+def test_without_a_compiler_the_engine_runs_torch(afresh, monkeypatch):
+    monkeypatch.setenv("PATH", str(afresh))
+    monkeypatch.delenv("CXX", raising=False)
+    assert resolve_kernels("auto", CPU) == "torch"
+    with pytest.raises(ModelError, match=r"kernels='native' was asked for: there is no C\+\+ compiler"):
+        resolve_kernels("native", CPU)
+
+
+def test_a_compiler_that_fails_is_named_with_what_it_said(compiler):
+    compiler("echo 'vectors.h:1: no such register' >&2; exit 1")
+    assert resolve_kernels("auto", CPU) == "torch"
+    with pytest.raises(ModelError, match=r"c\+\+ failed: vectors.h:1: no such register"):
+        resolve_kernels("native", CPU)
+
+
+def test_kernels_that_disagree_with_torch_are_not_used(afresh, monkeypatch, caplog):
+    monkeypatch.setattr(attention, "agrees_with_torch", lambda: False)
+    assert resolve_kernels("auto", CPU) == "torch"
+    assert "give other results than torch" in caplog.text
+
+
+@needs_kernels
+def test_what_was_compiled_is_kept_to_the_user_and_found_again(compiler, afresh):
+    compiler(f'echo x >> {afresh}/runs; exec g++ "$@"')
+    library.load()
+    library.load.cache_clear()
+    library.load()
+    assert (afresh / "runs").read_text() == "x\n"
+    folder = Path(os.environ["LLMSQL_KERNEL_CACHE"])
+    (kept,) = folder.iterdir()
+    assert folder.stat().st_mode & 0o077 == 0
+    assert kept.stat().st_mode & 0o022 == 0
+
+
+@needs_kernels
+def test_a_broken_file_in_the_cache_is_compiled_anew(compiler, afresh):
+    compiler('exec g++ "$@"')
+    library.load()
+    (kept,) = Path(os.environ["LLMSQL_KERNEL_CACHE"]).iterdir()
+    kept.unlink()
+    kept.write_bytes(b"not a library")
+    library.load.cache_clear()
+    assert library.load().llmsql_rms_norm
+
+
+@needs_kernels
+def test_a_cache_that_others_can_write_to_is_not_used(compiler, afresh):
+    compiler('exec g++ "$@"')
+    folder = Path(os.environ["LLMSQL_KERNEL_CACHE"])
+    folder.mkdir()
+    folder.chmod(0o777)
+    library.load()
+    assert list(folder.iterdir()) == []
