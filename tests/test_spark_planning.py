@@ -9,14 +9,12 @@ import sys
 import zlib
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import sqlglot
 from sqlglot import exp
 
 import llmsql
 from llmsql import CallError, LlmsqlError, QueryError, RowError
-from llmsql.settings import Settings
 from llmsql.testing import FakeModel
 
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
@@ -27,11 +25,8 @@ from pyspark.sql import functions as F
 from spark_session import local_session
 
 import llmsql.spark
-from llmsql.functions import make_call
-from llmsql.planner import Stage
 from llmsql.spark import llm, llm_classify, llm_filter, where_llm, with_llm
 from llmsql.spark.kept_frames import kept_frames
-from llmsql.spark.layout import Layout, column_order, lay_out, sizes
 from llmsql.spark.requirements import check_java
 
 pytestmark = pytest.mark.spark
@@ -267,34 +262,3 @@ class TestDataFrames:
 def collect_garbage(spark):
     gc.collect()
     spark.sparkContext._jvm.System.gc()
-
-
-class TestLayout:
-    STAGE = Stage("s", make_call("llm", "Say"), "llm", ("a", "b"), ("a0", "a1"), ("k0", "k1"), "v", "", "")
-
-    def frame(self, spark, number=4000):
-        # One value of a0 has nine tuples of ten.
-        few = F.when(F.col("id") % 10 > 0, "common").otherwise(F.concat(F.lit("rare "), F.col("id") % 7))
-        return spark.range(number).select(F.concat(F.lit("t"), "id").alias("a1"), few.alias("a0"), F.lit(2).alias("n"))
-
-    def test_a_value_that_dominates_is_cut(self, spark):
-        layout = Layout(("a0", "a1"), 4)
-        parts = layout.apply(self.frame(spark)).groupBy(F.spark_partition_id()).count().collect()
-        assert len(parts) == 4
-        assert max(row[1] for row in parts) < 1500
-
-    def test_the_shared_column_leads_and_tokens_say_how_many_parts(self, spark):
-        frame = self.frame(spark, 400)
-        found = sizes(frame, self.STAGE)
-        assert (found.distinct, found.rows) == (400, 800)
-        layout = lay_out(frame, self.STAGE, found, Settings(), 2)
-        assert layout.order == ("a0", "a1")
-        longer = frame.withColumn("a1", F.repeat("a1", 500))
-        many = lay_out(longer, self.STAGE, sizes(longer, self.STAGE), Settings(), 2)
-        assert layout.partitions < many.partitions
-
-    def test_order_of_columns(self):
-        table = pa.table({"own": [f"text {n}" for n in range(50)], "shared": ["a long text that all have"] * 50})
-        names, computed = column_order(table)
-        assert names == ("shared", "own")
-        assert 0 < computed < 0.6

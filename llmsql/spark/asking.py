@@ -66,7 +66,7 @@ def ask(asked: DataFrame, stage: Stage, registration: Registration, statistics: 
             LOG.info(
                 "stage %s: %d rows, %d distinct, %d characters; %d partitions by %s",
                 *(stage.call_sql, found.rows, found.distinct, found.characters),
-                *(layout.partitions, ", ".join(layout.order) or "chance"),
+                *(layout.partitions, "chance" if layout.places is None else "what they share"),
             )
             all_counters = (counters, registration.counters)
             function = StageFunction(stage, registration.model, registration.settings, all_counters)
@@ -77,6 +77,8 @@ def ask(asked: DataFrame, stage: Stage, registration: Registration, statistics: 
             except BaseException:
                 answers.unpersist()
                 raise
+            finally:
+                layout.unpersist()
             return answers
     finally:
         asked.unpersist()
