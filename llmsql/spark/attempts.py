@@ -34,7 +34,7 @@ def attempted(expression: exp.Expression, is_text: IsText) -> exp.Expression | N
     """
     if not all(_is_known(node, is_text) for node in expression.walk()):
         return None
-    return expression.transform(_attempt)
+    return _attempt(expression.copy())
 
 
 def _is_known(node: exp.Expression, is_text: IsText) -> bool:
@@ -52,6 +52,10 @@ def _is_item(node: exp.Expression) -> bool:
 
 
 def _attempt(node: exp.Expression) -> exp.Expression:
+    for child in list(node.iter_expressions()):
+        written = _attempt(child)
+        if written is not child:
+            child.replace(written)
     name = ARITHMETIC.get(type(node))
     if name is not None:
         return exp.Anonymous(this=name, expressions=[node.this, node.expression])

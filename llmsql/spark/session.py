@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from sqlglot import exp
@@ -28,6 +31,7 @@ from llmsql.spark.registration import Registration
 from llmsql.statistics import QueryStatistics
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
+CHANGING = re.compile(r"\s*(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 PLANNED = (exp.Query, exp.Create, exp.Insert)  # the statements that are planned
 
 LOG = logging.getLogger(__name__)
@@ -69,7 +73,8 @@ class PlanningSession:
 
         tree = None if kwargs else _planned_tree(sqlQuery)
         if tree is None:
-            return self.spark.sql(sqlQuery, args=args, **kwargs)
+            with _clear_refusals(sqlQuery):
+                return self.spark.sql(sqlQuery, args=args, **kwargs)
         run = _runner(self.spark, args)
         started = time.perf_counter()
         statistics = self.last_query = QueryStatistics(sql=sqlQuery)
@@ -174,6 +179,26 @@ def _runner(spark: SparkSession, args: Parameters) -> Callable[[str], DataFrame]
     """Runs SQL with the statement's parameters, which all have names in what the planner writes."""
     named = name_parameters(args)
     return lambda text: spark.sql(text, args=named) if named else spark.sql(text)
+
+
+@contextmanager
+def _clear_refusals(text: str) -> Iterator[None]:
+    """Spark has an internal error for a statement that changes a table which it cannot change.
+
+    Raises:
+        QueryError: Spark failed with UPDATE, DELETE or MERGE with calls.
+    """
+    found = CHANGING.match(text) if mentions_llm_call(text) else None
+    try:
+        yield
+    except (PySparkException, Py4JError) as problem:
+        if found is None:
+            raise
+        reason = re.search(r"Exception: (.*)", str(problem))
+        raise QueryError(
+            f"{found[1].upper()} with LLM calls runs as Spark itself can run it, which failed; ask first, with "
+            f"CREATE TABLE ... AS SELECT, and change the table from that: {reason[1] if reason else shown(problem)}"
+        ) from problem
 
 
 def _planned_tree(text: str) -> exp.Expression | None:
