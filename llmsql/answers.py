@@ -40,7 +40,7 @@ def parse_answer(call: Call, text: str) -> Any:
 
 def arrow_type(call: Call) -> pa.DataType:
     """The Arrow type of the call's value."""
-    return call.answer_type.arrow
+    return call.value_type.arrow
 
 
 def _score(call: Call, text: str) -> float:

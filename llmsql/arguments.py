@@ -60,7 +60,7 @@ def sql_texts(call: Call, values: pa.Array) -> pa.Array:
     """Values of a call as the SQL engine takes them from a function: as text where the type depends on the call."""
     if call.sql_type == FUNCTIONS[call.function].sql_type:
         return values
-    return pa.array([call.answer_type.text_of(value) for value in values.to_pylist()], pa.string())
+    return pa.array([call.value_type.text_of(value) for value in values.to_pylist()], pa.string())
 
 
 def fields_table(columns: Sequence[pa.ChunkedArray], names: Sequence[str]) -> pa.Table:

@@ -62,6 +62,11 @@ def record_failure(
     statistics.add_failure(values, error)
 
 
+def column_value(call: Call, value: Any, error: str | None) -> Any:
+    """The value of the call for a row that was asked."""
+    return {"answer": value, "error": error} if call.returns_error else value
+
+
 def _outcome(call: Call, answer: Answer, settings: Settings) -> Outcome:
     if answer.error is not None:
         return Outcome(answer.row, None, answer.error)

@@ -66,6 +66,7 @@ FUNCTIONS: dict[str, Function] = {
 # Named by the design and by peers, but not built yet: said so by name instead of "unknown option".
 PLANNED_OPTIONS = ("adapter",)
 FILTER_CHOICES = ("Yes", "No")
+RETURN = "return"  # of on_error: the value is a struct of the answer and the error
 SCORES = (0.0, 10.0)
 MAX_SCORE_LABELS = 101  # whole numbers are compared as labels up to so many; beyond, the number is written
 JSON_TOKENS = 512  # default length of an answer in JSON, at least
@@ -106,14 +107,24 @@ class Call:
         return self.function == "llm_agg"
 
     @property
+    def returns_error(self) -> bool:
+        """Whether its value is a struct of the answer and of why there is none."""
+        return self.on_error == RETURN
+
+    @property
     def sql_type(self) -> str:
         """The DuckDB type of the call's value."""
-        return self.return_type or FUNCTIONS[self.function].sql_type
+        return f"STRUCT(answer {self.answer_type.sql}, error VARCHAR)" if self.returns_error else self.answer_type.sql
+
+    @property
+    def value_type(self) -> AnswerType:
+        """The type of the call's value, in all its forms."""
+        return cached_type(self.sql_type)
 
     @property
     def answer_type(self) -> AnswerType:
-        """The type of the call's value, in all its forms."""
-        return cached_type(self.sql_type)
+        """The type of the model's answer, which is the value unless the call `returns_error`."""
+        return cached_type(self.return_type or FUNCTIONS[self.function].sql_type)
 
     @property
     def is_free(self) -> bool:
@@ -297,7 +308,7 @@ _OPTION_CHECKS: tuple[tuple[str, Any, str], ...] = (
     ("unordered", _are_names, "a list of field names such as ['contexts']"),
     ("system", lambda v: isinstance(v, str), "a text"),
     ("model", lambda v: isinstance(v, str), "a model's name"),
-    ("on_error", lambda v: v in ("null", "fail"), "'null' or 'fail'"),
+    ("on_error", lambda v: v in ("null", "fail", RETURN), "'null', 'fail' or 'return'"),
     ("reorder", lambda v: isinstance(v, bool), "true or false"),
     ("distinct_rows", lambda v: isinstance(v, bool), "true or false"),
 )

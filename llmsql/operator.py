@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmsql.answers import arrow_type
-from llmsql.asking import outcomes, record_failure
+from llmsql.asking import column_value, outcomes, record_failure
 from llmsql.errors import CallError
 from llmsql.functions import Call
 from llmsql.model import Model
@@ -34,7 +34,7 @@ def evaluate(
 
     Rows whose fields are all NULL are NULL and never reach the model. Equal rows are asked once (unless
     `settings.deduplicate` is off). A row that fails is NULL and counted in `statistics`, or stops the statement when
-    `on_error` is 'fail'.
+    `on_error` is 'fail', or has its reason beside its value when that is 'return'.
 
     Args:
         call: what to ask.
@@ -119,6 +119,6 @@ def _answer_rows(
                 shown = asked.slice(outcome.row, 1).to_pylist()[0]
                 record_failure(call, shown, outcome.error, settings, statistics)
             for target in targets:
-                values[target] = outcome.value
+                values[target] = column_value(call, outcome.value, outcome.error)
             if on_progress is not None:
                 on_progress(len(targets))

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmsql.asking import outcomes, record_failure
+from llmsql.asking import column_value, outcomes, record_failure
 from llmsql.functions import Call
 from llmsql.model import Measure, Model, measure
 from llmsql.optimizer import deduplicate
@@ -68,7 +68,7 @@ def reduce_groups(
     groups, items = _filled_groups(call, fields.column(0).take(pa.array(rows)).combine_chunks(), rows)
 
     def finish(group: _Group) -> None:
-        values[group.row] = group.answer
+        values[group.row] = column_value(call, group.answer, group.error)
         if group.error is not None:
             record_failure(call, _named(fields, group.row), group.error, settings, statistics)
         if on_progress is not None:

@@ -12,10 +12,10 @@ from llmsql.planner.catalog import Catalog
 from llmsql.planner.plan import Filters, InPlace, Materialise, Stage
 
 IN_PLACE_PREFIX = "__llmsql_"
-# Notes on nodes: which SELECT it is, how the user wrote the call, whether its arguments come from a query around it,
-TAG = "llmsql_select"
-TEXT = "llmsql_text"
-CORRELATED = "llmsql_correlated"
+# Notes on nodes:
+TAG = "llmsql_select"  # which SELECT it is
+TEXT = "llmsql_text"  # the call as the user wrote it
+CORRELATED = "llmsql_correlated"  # a query around the SELECT gives the call's arguments values
 TYPE = "llmsql_type"  # of the call's value
 INFERRED = "llmsql_inferred"  # the type or choices that the call's place in the statement gave it, and why
 ANY_ORDER = "llmsql_any_order"  # a SELECT whose rows come in any order
@@ -93,7 +93,7 @@ def in_place_call(parsed: ParsedCall, prefix: str) -> exp.Expression:
     )
     if parsed.call.sql_type == FUNCTIONS[parsed.call.function].sql_type:
         return call
-    if parsed.call.answer_type.is_json:  # a type of the call's own comes as text
+    if parsed.call.value_type.is_json:  # a type of the call's own comes as text
         call = exp.cast(call, "JSON", dialect="duckdb")
     return exp.cast(call, parsed.call.sql_type, dialect="duckdb")
 
