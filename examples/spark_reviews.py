@@ -1,46 +1,77 @@
-"""The LLM functions in Spark SQL and on DataFrames: generated reviews, the demo model, two cores of this machine.
+"""LLM functions in Spark over a file of reviews: planned SQL, a planned DataFrame, and what they cost.
 
-python examples/spark_reviews.py [rows]
+python examples/spark_reviews.py                                    generated reviews, the demo model, two cores
+python examples/spark_reviews.py reviews.parquet --model /models/qwen
+spark-submit --master spark://host:7077 examples/spark_reviews.py s3a://bucket/reviews.parquet --model /models/qwen
+
+A file needs the columns product_title and review: Parquet, or CSV with a header.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import tempfile
+from pathlib import Path
 
-from pyspark.sql import SparkSession
-from pyspark.sql import functions as F
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession
 
 import llmsql.spark
 from llmsql.demo.reviews import reviews_table
-from llmsql.spark import llm_classify
+from llmsql.spark import llm_classify, with_llm
 
 TOPICS = ["delivery", "quality", "price", "service", "packaging", "size", "story", "acting"]
 
 
-def main(rows: int = 400) -> None:
-    spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
-    llmsql.spark.register(spark, model="demo")
-    spark.createDataFrame(reviews_table(rows, seed=7)).repartition(2).createOrReplaceTempView("reviews")
+def main(arguments: list[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("file", nargs="?", help="Parquet or CSV; without it reviews are generated")
+    options.add_argument("--rows", type=int, default=400, help="how many to generate, or to read at most")
+    options.add_argument("--model", default="demo", help="a model folder, a hub id, or 'demo'")
+    options.add_argument("--master", help="where to run, if spark-submit does not say so; else local[2]")
+    given = options.parse_args(arguments)
 
-    # Cached, because Spark would ask the model again for each of the two queries below.
-    spark.sql(
-        """SELECT *, llm_filter('Is the review positive?', struct(product_title, description, review)) AS positive
-        FROM reviews"""
-    ).cache().createOrReplaceTempView("judged")
-    spark.sql(
-        """SELECT category, count(*) AS reviews, avg(positive::INT) AS positive, avg(rating) AS rating
-        FROM judged GROUP BY category ORDER BY reviews DESC"""
-    ).show(truncate=False)
-    spark.sql("SELECT avg((positive = is_positive)::INT) AS right FROM judged").show()
+    builder = SparkSession.builder.appName("reviews")
+    if given.master or not _is_submitted():
+        builder = builder.master(given.master or "local[2]").config("spark.ui.enabled", "false")
+    spark = llmsql.spark.register(builder.getOrCreate(), model=given.model)
+    with tempfile.TemporaryDirectory() as folder:
+        read_reviews(spark, given.file or generated(Path(folder), given.rows), given.rows).createOrReplaceTempView(
+            "reviews"
+        )
+        # Two filters, the cheap one first; each distinct pair of title and review is asked once.
+        spark.sql(
+            """SELECT product_title, count(*) AS complaints FROM reviews
+            WHERE length(review) > 20 AND NOT llm_filter('Is the review positive?', product_title, review)
+            GROUP BY product_title ORDER BY complaints DESC, product_title LIMIT 5"""
+        ).show(truncate=60)
+        print(spark.last_query.report())
 
-    reviews = spark.table("reviews").limit(rows // 4).coalesce(1)
-    about = reviews.withColumn("about", llm_classify("What is the review about?", TOPICS, "product_title", "review"))
-    about.cache()
-    about.select(F.substring("review", 1, 60).alias("review"), "about", "topic").show(8, truncate=False)
-
-    print(llmsql.spark.statistics(spark).report())
+        few = spark.table("reviews").orderBy("product_title", "review").limit(given.rows // 4)
+        about = with_llm(few, "about", llm_classify("What is the review about?", TOPICS, "product_title", "review"))
+        about.groupBy("about").count().orderBy("about").show()
+        about.select("review", "about").show(5, truncate=60)  # a second action: nothing is asked again
+        print(spark.last_query.report())
     spark.stop()
 
 
+def generated(folder: Path, rows: int) -> str:
+    """The path of a Parquet file with generated reviews."""
+    pq.write_table(reviews_table(rows, seed=7), folder / "reviews.parquet")
+    return str(folder / "reviews.parquet")
+
+
+def read_reviews(spark: SparkSession, path: str, rows: int) -> DataFrame:
+    """At most so many reviews of a file."""
+    frame = spark.read.csv(path, header=True) if path.endswith(".csv") else spark.read.parquet(path)
+    return frame.select("product_title", "review").limit(rows)
+
+
+def _is_submitted() -> bool:
+    from pyspark import SparkConf
+
+    return SparkConf().contains("spark.master")
+
+
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

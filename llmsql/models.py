@@ -42,6 +42,11 @@ def resolve(name: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(name)
     if text == DEMO:
+        if not MODEL_FOLDER.is_dir():
+            raise ModelError(
+                f"model 'demo': it is inside the archive that llmsql was imported from ({MODEL_FOLDER}), where it "
+                "cannot be read: install llmsql, or give a model folder"
+            )
         return str(MODEL_FOLDER)
     folder = Path(text).expanduser()
     if folder.is_dir():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyspark.sql import SparkSession
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema
 
 
 def local_session(warehouse: Path) -> SparkSession:
@@ -25,3 +27,9 @@ def local_session(warehouse: Path) -> SparkSession:
     )
     session.sparkContext.setLogLevel("OFF")
     return session
+
+
+def frame_of(session: SparkSession, table: pa.Table) -> DataFrame:
+    """An Arrow table as a DataFrame; Spark 3.5 takes none."""
+    rows = [tuple(row.values()) for row in table.to_pylist()]
+    return session.createDataFrame(rows, from_arrow_schema(table.schema, prefer_timestamp_ntz=True))

@@ -31,7 +31,7 @@ pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install
 
 from pyspark import cloudpickle
 from pyspark.sql import functions as F
-from spark_session import local_session
+from spark_session import frame_of, local_session
 
 import llmsql.spark
 from llmsql.spark import llm, llm_classify, llm_filter
@@ -71,7 +71,7 @@ def spark(tmp_path_factory):
         session = local_session(tmp_path_factory.mktemp("warehouse"))
         types = (pa.int32(), pa.string(), pa.float64(), pa.string())
         table = pa.table([pa.array(column, kind) for column, kind in zip(zip(*ROWS), types)], names=COLUMNS)
-        session.createDataFrame(table).coalesce(1).createOrReplaceTempView("t")
+        frame_of(session, table).coalesce(1).createOrReplaceTempView("t")
         yield session
         pids = [json.loads(file.read_text())["pid"] for file in engines.glob("*.json")]
         assert all(runs(pid) for pid in pids), "idle workers hold their engines"
@@ -307,8 +307,8 @@ class TestRequirements:
         code = "import sys; sys.modules['pyspark'] = None; import llmsql; llmsql.spark"
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "LlmsqlError: llmsql.spark needs pyspark: pip install 'llmsql[spark]'" in run.stderr
-        monkeypatch.setattr("pyspark.__version__", "3.5.1")
-        with pytest.raises(LlmsqlError, match=r"needs pyspark 4\.1 or later, found 3\.5\.1"):
+        monkeypatch.setattr("pyspark.__version__", "3.4.1")
+        with pytest.raises(LlmsqlError, match=r"needs pyspark 3\.5 or later, found 3\.4"):
             check_pyspark()
 
     def test_java_missing_or_old(self, monkeypatch, tmp_path):

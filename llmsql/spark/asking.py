@@ -19,7 +19,8 @@ from llmsql.answers import arrow_type
 from llmsql.planner.plan import Stage
 from llmsql.spark.counters import make_counters, read_counters
 from llmsql.spark.layout import lay_out, sizes
-from llmsql.spark.registration import Registration, portable_name
+from llmsql.spark.model_files import portable_name
+from llmsql.spark.registration import Registration
 from llmsql.spark.stage_function import COUNT, VALUE, StageFunction, map_function
 from llmsql.statistics import StageStatistics
 

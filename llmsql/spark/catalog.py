@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from pyspark.errors import PySparkException
-from pyspark.logger import PySparkLogger
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 from sqlglot import exp
@@ -165,6 +164,11 @@ def duckdb_type(kind: T.DataType) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """While the planner tries what may not bind, PySpark writes no errors to stderr."""
+    try:
+        from pyspark.logger import PySparkLogger
+    except ImportError:  # before Spark 4, which writes nothing
+        yield
+        return
     log = PySparkLogger.getLogger(SPARK_LOG)  # of a class of its own
     level = log.level
     log.setLevel(logging.CRITICAL)

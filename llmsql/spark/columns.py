@@ -13,7 +13,8 @@ from llmsql.errors import CallError
 from llmsql.functions import FUNCTIONS, make_call
 from llmsql.prompt import PLACEHOLDER, parse_template
 from llmsql.spark.llm_column import LlmColumn, note_call
-from llmsql.spark.registration import last_registration, portable_name
+from llmsql.spark.model_files import portable_name
+from llmsql.spark.registration import last_registration
 
 Field: TypeAlias = str | Column
 
@@ -128,7 +129,7 @@ def llm_agg(prompt: str, *fields: Field, order_by: Sequence[Field] = (), **optio
     keyed = F.struct(*(key.alias(f"key{number}") for number, key in enumerate(keys)), item.alias("row"))
     rows = F.transform(F.sort_array(F.collect_list(keyed)), lambda row: row["row"])
     name = "rows" if single is None else single.rsplit(".", 1)[-1].strip("`")
-    return registration.function("llm_agg", call)(F.struct(rows.alias(name)))
+    return registration.column(call, F.struct(rows.alias(name)))
 
 
 def _require_prompt(name: str, prompt: object) -> None:
@@ -144,7 +145,7 @@ def _column(name: str, prompt: str, second: Any, fields: tuple[Field, ...], opti
         call = replace(call, model=portable_name(call.model))
     # One struct of all fields is how their names reach the worker.
     struct = F.struct(*_columns(name, prompt, fields))
-    column = registration.function(name, call)(struct)
+    column = registration.column(call, struct)
     return note_call(column, LlmColumn(call, struct, f"{name}({prompt})", registration))
 
 

@@ -71,6 +71,8 @@ def where_llm(frame: DataFrame, column: Column) -> DataFrame:
 
 def _answered(frame: DataFrame, llm: LlmColumn) -> tuple[DataFrame, str, list[str]]:
     """The rows of the frame with their answers: (frame, column of the answers, other columns to drop)."""
+    if frame.isStreaming:
+        raise CallError("with_llm, where_llm: a stream has no end: use the function as a column, or foreachBatch")
     started = time.perf_counter()
     registration = llm.registration
     kept = kept_frames(frame.sparkSession)
@@ -80,7 +82,11 @@ def _answered(frame: DataFrame, llm: LlmColumn) -> tuple[DataFrame, str, list[st
         frame = frame.persist(StorageLevel.MEMORY_AND_DISK)
         frames.append(frame)
     prefix = fresh_name("answers")
-    members = frame.select(llm.fields.alias("fields")).schema["fields"].dataType.names
+    kinds = frame.select(llm.fields.alias("fields")).schema["fields"].dataType
+    members = kinds.names
+    for field in kinds.fields:
+        if "map<" in field.dataType.simpleString():
+            raise CallError(f"field {field.name!r} is a map, which Spark cannot compare: give to_json of it")
     columns = [f"a{number}" for number in range(len(members))]
     stage = Stage(
         name=prefix,

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyspark import Accumulator, SparkContext, cloudpickle
-from pyspark.sql import SparkSession
-from pyspark.sql.functions import arrow_udf
-from pyspark.sql.pandas.types import from_arrow_type
+from pyspark.sql import Column, SparkSession
 from pyspark.sql.udf import UserDefinedFunction
 
 from llmsql import models
@@ -21,7 +19,9 @@ from llmsql.functions import FUNCTIONS, Call, cached_type
 from llmsql.model import Model
 from llmsql.settings import NODE, Settings
 from llmsql.spark.counters import Counters, make_counters, read_counters
-from llmsql.spark.partition import PartitionFunction, arrow_function
+from llmsql.spark.model_files import portable_name
+from llmsql.spark.partition import PartitionFunction
+from llmsql.spark.user_functions import call_function, user_function
 from llmsql.statistics import QueryStatistics
 
 
@@ -41,11 +41,15 @@ class Registration:
 
     def function(self, name: str, call: Call | None = None, *, in_place: bool = False) -> UserDefinedFunction:
         """The function as a Spark UDF; see `PartitionFunction` for `call` and `in_place`."""
-        body = arrow_function(PartitionFunction(name, call, self.model, self.settings, self.counters, in_place))
+        body = PartitionFunction(name, call, self.model, self.settings, self.counters, in_place)
         kind = cached_type(FUNCTIONS[name].sql_type) if call is None else call.answer_type
-        function = arrow_udf(body, from_arrow_type(kind.arrow, prefer_timestamp_ntz=True))
+        function = user_function(body, kind.arrow)
         # Spark may evaluate a deterministic call of one row twice, and would see two answers where they are drawn.
         return function.asNondeterministic() if call is not None and call.temperature > 0 else function
+
+    def column(self, call: Call, fields: Column) -> Column:
+        """The answers to a call about the members of a struct."""
+        return call_function(self.function(call.function, call), call.answer_type.arrow, fields)
 
 
 _by_session: weakref.WeakKeyDictionary[SparkSession, Registration] = weakref.WeakKeyDictionary()
@@ -135,17 +139,6 @@ def last_registration() -> Registration:
     if _last is None or not _last.is_live:
         raise LlmsqlError("the LLM functions have no model yet: call llmsql.spark.register(spark, model=…) first")
     return _last
-
-
-def portable_name(name: str | os.PathLike[str]) -> str:
-    """The name of a model as workers can open it: a hub id, an absolute folder, or 'demo'.
-
-    Raises:
-        ModelError: there is no such folder, or it lacks weights or tokenizer.
-    """
-    resolved = models.resolve(name)
-    # The demo model's folder is inside the package, which may be elsewhere on a worker.
-    return models.DEMO if os.fspath(name) == models.DEMO else resolved
 
 
 def _for_workers(settings: Settings, context: SparkContext) -> Settings:

@@ -10,25 +10,36 @@ from pathlib import Path
 
 from llmsql.errors import LlmsqlError
 
-MINIMUM_PYSPARK = (4, 1)
-MINIMUM_JAVA = 17
+MINIMUM_PYSPARK = (3, 5)
+ARROW_UDF = (4, 1)  # the first Spark that has iterator UDFs over Arrow
+MINIMUM_JAVA = 17  # also of Spark 3.5, which could do with less
 # Spark 4 asks for this module at its start; some cut-down Java runtimes lack it.
 JAVA_MODULE = "jdk.incubator.vector"
 
 
+def pyspark_version() -> tuple[int, ...]:
+    """Major and minor version of pyspark.
+
+    Raises:
+        ImportError: there is none.
+    """
+    from pyspark import __version__ as version
+
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
 def check_pyspark() -> None:
-    """Nothing, when pyspark is there and has Arrow UDFs.
+    """Nothing, when pyspark is there and recent enough.
 
     Raises:
         LlmsqlError: pyspark is missing or too old; the message says how to install it.
     """
     try:
-        from pyspark import __version__ as version
+        found = pyspark_version()
     except ImportError as problem:
         raise LlmsqlError("llmsql.spark needs pyspark: pip install 'llmsql[spark]'") from problem
-    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if found < MINIMUM_PYSPARK:
-        wanted = ".".join(map(str, MINIMUM_PYSPARK))
+        wanted, version = (".".join(map(str, numbers)) for numbers in (MINIMUM_PYSPARK, found))
         raise LlmsqlError(
             f"llmsql.spark needs pyspark {wanted} or later, found {version}: pip install --upgrade 'llmsql[spark]'"
         )

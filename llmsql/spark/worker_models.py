@@ -8,25 +8,45 @@ from dataclasses import replace
 from pyspark import TaskContext
 
 from llmsql import models
+from llmsql.budget import Budget
 from llmsql.model import Model
 from llmsql.settings import NODE, Settings
+from llmsql.spark.model_files import local_name
 
-_kept: dict[tuple[object, ...], models.ModelSet] = {}
+
+class WorkerModels(models.ModelSet):
+    """The models of a worker, under the names that they have on the driver."""
+
+    def get(self, name: str | None, budget: Budget | None = None) -> Model:
+        """See `ModelSet.get`.
+
+        Raises:
+            ModelError: the model is not on this machine.
+        """
+        return super().get(name if self._settings.address is not None else local_name(name), budget)
 
 
-def worker_models(model: str | Model, settings: Settings) -> models.ModelSet:
+_kept: dict[tuple[object, ...], WorkerModels] = {}
+
+
+def worker_models(model: str | Model, settings: Settings) -> WorkerModels:
     """The models that tasks in this process ask: `model`, and those that calls name with the option `model`.
 
     A named model is opened once per process and kept until Spark ends the process, so that later tasks find it warm.
     With `engine="node"` it is in the process that all workers of the machine share, and this one only holds it.
     An object that answers came with the task and is used as it is.
+
+    Raises:
+        ModelError: the model is not on this machine, or cannot be opened.
     """
     settings = placed(settings)
     if not isinstance(model, str):
-        return models.ModelSet(model, settings)
+        return WorkerModels(model, settings)
+    if settings.address is None:
+        model = local_name(model) or model
     key = (model, *settings.engine_options().values(), settings.engine, settings.token, settings.engine_linger)
     if key not in _kept:
-        _kept[key] = models.ModelSet(models.acquire(model, settings), settings)
+        _kept[key] = WorkerModels(models.acquire(model, settings), settings)
     return _kept[key]
 
 
