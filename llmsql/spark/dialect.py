@@ -29,11 +29,19 @@ def _for_spark(node: exp.Expression) -> exp.Expression:
         node.set("materialized", None)  # what must be computed once is a step of its own
     if isinstance(node, exp.ParseJSON):
         return exp.cast(node.this, "TEXT")
+    if isinstance(node, exp.Join) and _is_function_of_rows(node.this):
+        node.set("this", exp.Lateral(this=node.this.this, alias=node.this.args.get("alias")))
     if isinstance(node, exp.Anonymous) and node.name.lower() in WORDS:
         node.set("this", WORDS[node.name.lower()])
     if isinstance(node, exp.Anonymous) and str(node.this).startswith(IN_PLACE_PREFIX):
         describe_fields(node)
     return node
+
+
+def _is_function_of_rows(source: exp.Expression) -> bool:
+    """Whether an item of FROM is such as `explode(t.items)`, which needs the rows of another."""
+    is_function = isinstance(source, exp.Table) and isinstance(source.this, exp.Func)
+    return is_function and source.find(exp.Column) is not None
 
 
 def as_planned(tree: exp.Expression) -> exp.Expression:
