@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,6 +131,63 @@ class DryRun:
         return self.report()
 
 
+class Guesses:
+    """What a dry run knows while it goes on: which columns hold guesses, and what the stages would ask.
+
+    Args:
+        dialect: of the plan's SQL.
+    """
+
+    def __init__(self, dialect: str = "duckdb"):
+        self._dialect = dialect
+        self._unknown: set[tuple[str, str]] = set()  # columns that hold guesses
+        self._levels: dict[str, int] = {}  # of the relations that are not exact
+        self._forecasts: list[tuple[Stage, StageStatistics, int]] = []
+
+    def loosened(self, sql: str) -> Loosened:
+        """The query without the conditions that depend on guesses."""
+        return loosen(sql, self._unknown, self._dialect)
+
+    def counted(self, stage: Stage) -> StageStatistics | None:
+        """What a stage that ran would ask; two predicates may share it."""
+        return next((statistics for known, statistics, _ in self._forecasts if known == stage), None)
+
+    def has(self, name: str) -> bool:
+        """Whether a relation of answers holds guesses."""
+        return any(known == name.lower() for known, _ in self._unknown)
+
+    @property
+    def number(self) -> int:
+        """How many columns hold guesses."""
+        return len(self._unknown)
+
+    def level(self, found: Loosened, at_least: str = EXACT) -> int:
+        """How certain the number of rows of a query is."""
+        names = found.sql.lower()
+        inherited = max((level for name, level in self._levels.items() if name in names), default=0)
+        return max(_LEVELS.index(at_least), inherited, 0 if not found.depends else 1 if found.bounds else 2)
+
+    def note_relation(self, name: str, found: Loosened, columns: Callable[[], Sequence[str]]) -> None:
+        """A relation was made of a query; `columns` gives the names of its columns."""
+        level = self.level(found)
+        if level:
+            self._levels[name.lower()] = level
+        if found.unknown:
+            names = columns()
+            self._unknown |= {(name.lower(), names[place].lower()) for place in found.unknown if place < len(names)}
+
+    def note_stage(self, stage: Stage, statistics: StageStatistics, level: int, guessed: bool) -> None:
+        """A stage ran dry."""
+        if guessed:
+            self._unknown.add((stage.name.lower(), stage.value.lower()))
+        self._forecasts.append((stage, statistics, level))
+
+    def result(self, sql: str, plan: Plan, settings: Settings) -> DryRun:
+        """All that was found."""
+        stages = tuple(_forecast(*found) for found in self._forecasts)
+        return DryRun(sql, plan.explain(), stages, plan.in_place, _over_budget(stages, settings))
+
+
 class DryRunner(PlanRunner):
     """Runs the steps of a plan with answers that stand in for those that are not in the result cache.
 
@@ -162,9 +219,7 @@ class DryRunner(PlanRunner):
         super().__init__(run, read, parameters, stand_in, quiet, QueryStatistics(), watch)
         self.settings = settings
         self._guessed = False
-        self._unknown: set[tuple[str, str]] = set()  # columns that hold guesses
-        self._levels: dict[str, int] = {}  # of the relations that are not exact
-        self._forecasts: list[tuple[Stage, StageStatistics, int]] = []
+        self._guesses = Guesses()
 
     def result(self, sql: str, plan: Plan) -> DryRun:
         """Run all steps.
@@ -173,74 +228,61 @@ class DryRunner(PlanRunner):
             CallError, ModelError, QueryError: as when the statement runs.
         """
         self.run_steps(plan)
-        stages = tuple(_forecast(*found) for found in self._forecasts)
-        return DryRun(sql, plan.explain(), stages, plan.in_place, _over_budget(stages, self.settings))
+        return self._guesses.result(sql, plan, self.settings)
 
     def _materialise(self, step: Materialise) -> None:
-        found = self._loosened(step.sql)
+        found = self._guesses.loosened(step.sql)
         super()._materialise(replace(step, sql=found.sql))
         self._note_relation(step.name, found, step.columns)
 
     def _filter(self, step: Filters) -> None:
         """All candidates, each predicate for those that the ones before leave for certain."""
-        candidates = self._loosened(step.candidates_sql)
+        guesses = self._guesses
+        candidates = guesses.loosened(step.candidates_sql)
         runner = self._filter_runner(step)
         columns = step.columns if step.enough is not None else (*step.columns, "n")
         total = runner.fill(candidates.sql, columns)
         runner.load(0, max(total, 1))
         for name in (step.name, step.batch):
             self._note_relation(name, candidates, step.columns)
-        uncertain = len(step.filters) > 1 or step.enough is not None  # others may go first, or enough rows come early
         for one in step.filters:
-            known = len(self._unknown)
+            known = guesses.number
             for stage in one.stages:
-                self._run_stage(stage, at_least=AT_MOST if uncertain else EXACT)
-            if len(self._unknown) == known and not self._loosened(one.passing_sql).depends:
+                self._run_stage(stage, at_least=least_certain(step))
+            if guesses.number == known and not guesses.loosened(one.passing_sql).depends:
                 self.run_with_parameters(f"CREATE OR REPLACE TEMP TABLE {step.batch} AS {one.passing_sql}")
 
     def _run_stage(self, stage: Stage, at_least: str = EXACT) -> StageStatistics:
-        for known, statistics, _ in self._forecasts:
-            if known == stage:  # two predicates share it
-                return statistics
-        found = self._loosened(stage.input_sql)
-        level = max(_LEVELS.index(at_least), self._level(found))
+        counted = self._guesses.counted(stage)
+        if counted is not None:
+            return counted
+        found = self._guesses.loosened(stage.input_sql)
+        level = self._guesses.level(found, at_least)
         self._guessed = False
-        asked = replace(stage, input_sql=found.sql, call=_tolerant(stage.call))
+        asked = replace(stage, input_sql=found.sql, call=tolerant(stage.call))
         statistics = super()._run_stage(asked)
         statistics.failures.clear()
-        if self._guessed or self._reads_guesses(asked):
-            self._unknown.add((stage.name.lower(), stage.value.lower()))
-        self._forecasts.append((stage, statistics, level))
+        # Another stage, whose answers this one shares, may have guessed.
+        guessed = self._guessed or self._guesses.has(self._answers.table_of(asked).name)
+        self._guesses.note_stage(stage, statistics, level, guessed)
         return statistics
 
-    def _reads_guesses(self, stage: Stage) -> bool:
-        """Whether another stage, whose answers this one shares, had to guess."""
-        table = self._answers.table_of(stage).name.lower()
-        return any(name == table for name, _ in self._unknown)
-
-    def _loosened(self, sql: str) -> Loosened:
-        return loosen(sql, self._unknown)
-
-    def _level(self, found: Loosened) -> int:
-        names = found.sql.lower()
-        inherited = max((level for name, level in self._levels.items() if name in names), default=0)
-        return max(inherited, 0 if not found.depends else 1 if found.bounds else 2)
-
     def _note_relation(self, name: str, found: Loosened, columns: tuple[str, ...] | None) -> None:
-        level = self._level(found)
-        if level:
-            self._levels[name.lower()] = level
-        if found.unknown:
-            names = columns or tuple(row[0] for row in self._run(f"DESCRIBE {name}", {}))
-            self._unknown |= {(name.lower(), names[place].lower()) for place in found.unknown if place < len(names)}
+        described = lambda: tuple(row[0] for row in self._run(f"DESCRIBE {name}", {}))  # noqa: E731
+        self._guesses.note_relation(name, found, described if columns is None else lambda: columns)
 
     def _note_guess(self) -> None:
         self._guessed = True
 
 
-def _tolerant(call: Call) -> Call:
+def least_certain(step: Filters) -> str:
+    """What is known of the rows that predicates see: others may go first, or enough rows come early."""
+    return AT_MOST if len(step.filters) > 1 or step.enough is not None else EXACT
+
+
+def tolerant(call: Call) -> Call:
     """A guess that is no answer must not stop the statement."""
-    return replace(call, on_error=None)
+    return call if call.returns_error else replace(call, on_error=None)
 
 
 def _forecast(stage: Stage, counted: StageStatistics, level: int) -> StageForecast:

@@ -16,12 +16,17 @@ def explain_rows(plan: Plan, forecast: DryRun, runner: PlanRunner, how: str) -> 
 
     `how`: what stands behind EXPLAIN, for DuckDB's own plan.
     """
+    return [("llm_plan", forecast_text(plan, forecast)), *runner.explain(plan.final_sql, how)]
+
+
+def forecast_text(plan: Plan, forecast: DryRun) -> str:
+    """The plan, and what each of its stages would ask."""
     text = plan.explain({stage.name: str(stage) for stage in forecast.stages})
     if any(stage.certainty != "exact" for stage in forecast.stages):
         text += f"\n{NOT_KNOWN}"
     if forecast.over_budget is not None:
         text += f"\nthe budget would stop it: {forecast.over_budget}"
-    return [("llm_plan", text), *runner.explain(plan.final_sql, how)]
+    return text
 
 
 def analyzed_rows(plan: Plan, runner: PlanRunner, statistics: QueryStatistics, how: str) -> Rows:

@@ -83,7 +83,7 @@ class FilterRunner:
             self._all_candidates()
         else:
             self._enough_rows(self.step.enough)
-        self._statistics.decisions.append(self._decision())
+        self._statistics.decisions.append(decision(self._filters, self.step.enough, self._looked_at))
         LOG.debug("filters: %s", self._statistics.decisions[-1])
 
     def _all_candidates(self) -> None:
@@ -172,30 +172,32 @@ class FilterRunner:
         if len(self._filters) < 2 or not self.step.choose or not measurable or rows == 0:
             return self._filters
         for one in self._filters:
-            one.cost = (
-                sum(self._answers.missing(stage) * self._cost_of_one(stage) for stage in one.filter.stages) / rows
-            )
+            one.cost = sum(self._answers.missing(stage) * self._cost(stage) for stage in one.filter.stages) / rows
         return sorted(self._filters, key=lambda one: one.rank)
 
-    def _cost_of_one(self, stage: Stage) -> float:
-        """What one question costs, in tokens of a prompt: as the model counted it, or from the length of the fields."""
-        counted = self._asked[stage]
-        if counted.asked and counted.prompt_tokens:
-            return (counted.computed_tokens + OUTPUT_TOKEN * counted.output_tokens) / counted.asked
-        output = 1 if stage.call.choices else stage.call.max_tokens or self._settings.max_output_tokens
-        return PROMPT_TOKENS + self._answers.mean_length(stage) / CHARACTERS_PER_TOKEN + OUTPUT_TOKEN * output
+    def _cost(self, stage: Stage) -> float:
+        return cost_of_one(stage, self._asked[stage], self._settings, lambda: self._answers.mean_length(stage))
 
-    def _decision(self) -> str:
-        """What was chosen, and why, for the report."""
-        lines = []
-        if len(self._filters) > 1:
-            chosen = any(one.cost for one in self._filters)
-            ordered = sorted(self._filters, key=lambda one: one.rank) if chosen else self._filters
-            lines.append("predicates in the order " + ("chosen:" if chosen else "written:"))
-            for one in ordered:
-                share = one.passed / one.seen if one.seen else 0.0
-                measured = f"{one.passed:,} of {one.seen:,} pass ({share:.0%}), {one.cost:.1f} tokens a row"
-                lines.append(f"  {one.filter.sql}: {measured}")
-        if self.step.enough is not None:
-            lines.append(f"LIMIT: {self._looked_at:,} rows looked at for {self.step.enough:,}")
-        return "\n".join(lines)
+
+def cost_of_one(stage: Stage, counted: StageStatistics, settings: Settings, mean_length: Callable[[], float]) -> float:
+    """What one question costs, in tokens of a prompt: as the model counted it, or from the length of the fields."""
+    if counted.asked and counted.prompt_tokens:
+        return (counted.computed_tokens + OUTPUT_TOKEN * counted.output_tokens) / counted.asked
+    output = 1 if stage.call.choices else stage.call.max_tokens or settings.max_output_tokens
+    return PROMPT_TOKENS + mean_length() / CHARACTERS_PER_TOKEN + OUTPUT_TOKEN * output
+
+
+def decision(filters: list[Measured], enough: int | None, looked_at: int) -> str:
+    """What was chosen, and why, for the report."""
+    lines = []
+    if len(filters) > 1:
+        chosen = any(one.cost for one in filters)
+        ordered = sorted(filters, key=lambda one: one.rank) if chosen else filters
+        lines.append("predicates in the order " + ("chosen:" if chosen else "written:"))
+        for one in ordered:
+            share = one.passed / one.seen if one.seen else 0.0
+            measured = f"{one.passed:,} of {one.seen:,} pass ({share:.0%}), {one.cost:.1f} tokens a row"
+            lines.append(f"  {one.filter.sql}: {measured}")
+    if enough is not None:
+        lines.append(f"LIMIT: {looked_at:,} rows looked at for {enough:,}")
+    return "\n".join(lines)

@@ -118,6 +118,13 @@ class ResultCache:
             return int(count)
         return 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no answer in it, or it cannot be read."""
+        with self._guarded() as connection:
+            return connection is None or connection.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is None
+        return True
+
     def info(self) -> CacheInfo:
         """Its size and number of answers."""
         path = None if self.path is None else str(self.path)

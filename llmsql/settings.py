@@ -19,6 +19,7 @@ PROCESS, NODE = "process", "node"
 ADDRESSES = ("grpc://", "grpc+tcp://", "grpc+tls://", "grpc+unix://")
 SWITCHES = (
     *("plan", "deduplicate", "reorder", "short_circuit", "order_filters", "early_stop", "infer_types"),
+    "cached_first",
     *ENGINE_SWITCHES,
     "trust_remote_code",
 )
@@ -49,6 +50,7 @@ class Settings:
             $LLMSQL_CACHE says), False, a path, or ':memory:' for as long as the session lives. None is True for models
             read from files, and False for objects that answer.
         cache_size: bytes of the cache at most, or a text such as '4GiB'; what was unused for longest goes.
+        cached_first: in Spark, find the answers that are kept before the other rows are cut into partitions.
     Engine:
         device: 'auto', 'cpu', 'cuda', 'cuda:1'; dtype: 'auto', 'float32', 'bfloat16', 'float16'.
         kv_memory: bytes for the KV cache, or a text such as '2GiB'; None takes a share of free memory.
@@ -88,6 +90,7 @@ class Settings:
     progress: bool | None = None
     cache: bool | str | os.PathLike[str] | None = None
     cache_size: int | str = DEFAULT_SIZE
+    cached_first: bool = True
     device: str = "auto"
     dtype: str = "auto"
     kv_memory: int | str | None = None
@@ -130,6 +133,11 @@ class Settings:
     def address(self) -> str | None:
         """Where the engine is when somebody else started it."""
         return self.engine if self.engine is not None and self.engine.startswith(ADDRESSES) else None
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether there is a limit to what a statement may cost."""
+        return any(limit is not None for limit in (self.max_rows, self.max_tokens, self.max_seconds))
 
     def cache_bytes(self) -> int:
         """`cache_size` in bytes.

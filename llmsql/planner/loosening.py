@@ -28,9 +28,9 @@ class Loosened:
     unknown: tuple[int, ...] = ()
 
 
-def loosen(sql: str, unknown: Unknown) -> Loosened:
+def loosen(sql: str, unknown: Unknown, dialect: str = "duckdb") -> Loosened:
     """Drop each part of a WHERE, ON, HAVING or QUALIFY that needs a column in `unknown`, or a call left in place."""
-    tree = sqlglot.parse_one(sql, dialect="duckdb")
+    tree = sqlglot.parse_one(sql, dialect=dialect)
     names = _Names(tree, unknown)
     if not names.taints(tree):
         return Loosened(sql)
@@ -47,7 +47,7 @@ def loosen(sql: str, unknown: Unknown) -> Loosened:
         bounds = False
     items = tree.expressions if isinstance(tree, exp.Select) else []
     places = tuple(place for place, item in enumerate(items) if names.taints(item))
-    return Loosened(tree.sql(dialect="duckdb"), True, bounds, places)
+    return Loosened(tree.sql(dialect=dialect), True, bounds, places)
 
 
 class _Names:

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 from pyspark import StorageLevel
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_type
-from pyspark.sql.types import StructField, StructType
+from pyspark.sql.types import BooleanType, StructField, StructType
 
-from llmsql import errors
 from llmsql.answers import arrow_type
 from llmsql.planner.plan import Stage
-from llmsql.spark.counters import make_counters, read_counters
-from llmsql.spark.layout import lay_out, sizes
+from llmsql.spark.counters import make_counters, summed
+from llmsql.spark.kept_frames import without_plan
+from llmsql.spark.known_answers import KNOWN, KnownAnswers, look_up_function, may_be_known
+from llmsql.spark.layout import Sizes, lay_out, sizes
 from llmsql.spark.model_files import portable_name
 from llmsql.spark.registration import Registration
+from llmsql.spark.running import Running, task_errors
 from llmsql.spark.stage_function import COUNT, VALUE, StageFunction, map_function
 from llmsql.statistics import StageStatistics
 
 RECURSION = "UnionLoop"  # in a plan
-WORKER_ERROR = re.compile(r"llmsql\.errors\.(\w+): (.*)")
 
 LOG = logging.getLogger(__name__)
 
 
-def ask(asked: DataFrame, stage: Stage, registration: Registration, statistics: StageStatistics) -> DataFrame:
+def ask(
+    asked: DataFrame,
+    stage: Stage,
+    registration: Registration,
+    statistics: StageStatistics,
+    running: Running,
+    frames: list[DataFrame],
+    *,
+    function: type[StageFunction] = StageFunction,
+) -> DataFrame:
     """Answer a stage for every tuple of `asked`; the model has run when this returns.
 
     Args:
@@ -38,12 +45,15 @@ def ask(asked: DataFrame, stage: Stage, registration: Registration, statistics: 
         stage: what to ask.
         registration: the model and the settings.
         statistics: counters to add to.
+        running: the statement that asks.
+        frames: what is persisted behind the answers is added here, to be unpersisted by the caller, also after errors.
+        function: what asks on the workers.
 
     Returns:
-        The same columns and `value`, persisted in memory and on disk: to be unpersisted by the caller.
+        The same columns and `value`.
 
     Raises:
-        RowError: a row failed and `on_error` is 'fail'; ModelError: the model cannot be loaded or run.
+        RowError: a row failed and `on_error` is 'fail'; ModelError: the model cannot be loaded or run; BudgetError.
     """
     if stage.call.model is not None and registration.settings.address is None:
         stage = replace(stage, call=replace(stage.call, model=portable_name(stage.call.model)))
@@ -53,49 +63,101 @@ def ask(asked: DataFrame, stage: Stage, registration: Registration, statistics: 
     if RECURSION in asked._jdf.queryExecution().analyzed().toString():
         # Spark would not know such a plan again, nor what is persisted behind it.
         asked = asked.localCheckpoint(True, StorageLevel.MEMORY_AND_DISK)
-    asked = asked.persist(StorageLevel.MEMORY_AND_DISK)
-    counters = make_counters(registration.context)
+    running.check()
+    tuples = asked.persist(StorageLevel.MEMORY_AND_DISK)
     try:
-        with worker_errors():
-            found = sizes(asked, stage)
-            statistics.rows += found.rows
-            statistics.distinct += found.distinct
-            if not found.distinct:
-                return asked.sparkSession.createDataFrame([], schema)
-            slots = registration.context.defaultParallelism
-            layout = lay_out(asked, stage, found, registration.settings, slots)
-            LOG.info(
-                "stage %s: %d rows, %d distinct, %d characters; %d partitions by %s",
-                *(stage.call_sql, found.rows, found.distinct, found.characters),
-                *(layout.partitions, "chance" if layout.places is None else "what they share"),
-            )
-            all_counters = (counters, registration.counters)
-            function = StageFunction(stage, registration.model, registration.settings, all_counters)
-            answers = layout.apply(asked).mapInArrow(map_function(function), schema)
-            answers = answers.persist(StorageLevel.MEMORY_AND_DISK)
+        found = sizes(tuples, stage)
+        statistics.rows += found.rows
+        statistics.distinct += found.distinct
+        known: DataFrame | None = None
+        left = without_plan(tuples)
+        if (
+            function is StageFunction
+            and found.distinct
+            and may_be_known(stage.call, registration.model, registration.settings)
+        ):
+            known, left = _look_up(left, stage, registration, statistics, running, frames, schema)
+            if known is not None:
+                found = sizes(left, stage)
+                _check_rows(stage, found, running)
+        if not found.distinct:
+            return tuples.sparkSession.createDataFrame([], schema) if known is None else known
+        answers = _ask_all(left, stage, found, registration, statistics, running, schema, function)
+        frames.append(answers)
+        answers = without_plan(answers)
+        return answers if known is None else answers.unionAll(known)
+    finally:
+        tuples.unpersist()
+
+
+def _look_up(
+    asked: DataFrame,
+    stage: Stage,
+    registration: Registration,
+    statistics: StageStatistics,
+    running: Running,
+    frames: list[DataFrame],
+    schema: StructType,
+) -> tuple[DataFrame | None, DataFrame]:
+    """The tuples whose answers are known, with them, and the others."""
+    counters = make_counters(registration.context)
+    all_counters = (counters, registration.counters)
+    look_up = look_up_function(KnownAnswers(stage, registration.model, registration.settings, all_counters))
+    wider = StructType([*asked.schema.fields, schema[VALUE], StructField(KNOWN, BooleanType())])
+    looked = asked.mapInArrow(look_up, wider).persist(StorageLevel.MEMORY_AND_DISK)
+    with task_errors(stage.call_sql):
+        number = looked.filter(KNOWN).count()
+    if not number:
+        looked.unpersist()
+        return None, asked
+    frames.append(looked)
+    looked = without_plan(looked)
+    statistics.cached += sum(part.cached for part in summed(dict(counters.value)).values())
+    LOG.info("stage %s: the answers to %d tuples are known", stage.call_sql, number)
+    return looked.filter(KNOWN).select(*schema.names), looked.filter(~F.col(KNOWN)).select(*asked.columns)
+
+
+def _check_rows(stage: Stage, found: Sizes, running: Running) -> None:
+    """Before anything is asked, where it is known how much that is.
+
+    Raises:
+        BudgetError: it is more than `max_rows`.
+    """
+    replace(running.budget).take_rows(stage.call, found.distinct)
+
+
+def _ask_all(
+    asked: DataFrame,
+    stage: Stage,
+    found: Sizes,
+    registration: Registration,
+    statistics: StageStatistics,
+    running: Running,
+    schema: StructType,
+    function: type[StageFunction],
+) -> DataFrame:
+    """The answers to all tuples, persisted."""
+    model, settings = registration.model, registration.settings
+    layout = lay_out(asked, stage, found, settings, registration.context.defaultParallelism)
+    LOG.info(
+        "stage %s: %d rows, %d distinct, %d characters; %d partitions by %s",
+        *(stage.call_sql, found.rows, found.distinct, found.characters),
+        *(layout.partitions, "chance" if layout.places is None else "what they share"),
+    )
+    counters = make_counters(registration.context)
+    work = function(stage, model, settings, (counters, registration.counters), running.allowance)
+    answers = layout.apply(asked).mapInArrow(map_function(work), schema).persist(StorageLevel.MEMORY_AND_DISK)
+    total = found.distinct if settings.deduplicate else found.rows
+    try:
+        with running.asking(stage.call_sql, stage.name, total, statistics) as live:
             try:
                 answers.count()
-            except BaseException:
-                answers.unpersist()
-                raise
             finally:
-                layout.unpersist()
-            return answers
+                live.counters = dict(counters.value)
+        running.check()
+    except BaseException:
+        answers.unpersist()
+        raise
     finally:
-        asked.unpersist()
-        for part in read_counters(counters).stages:
-            part.rows = part.distinct = 0  # known already
-            statistics.add(part)
-
-
-@contextmanager
-def worker_errors() -> Iterator[None]:
-    """Errors that our code raised on a worker become the same errors here."""
-    try:
-        yield
-    except PySparkException as problem:
-        found = WORKER_ERROR.findall(str(problem))
-        kind = getattr(errors, found[-1][0], None) if found else None
-        if not (isinstance(kind, type) and issubclass(kind, errors.LlmsqlError)):
-            raise
-        raise kind(found[-1][1]) from problem
+        layout.unpersist()
+    return answers

@@ -11,12 +11,15 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from llmsql.errors import CallError
+from llmsql.failures import warn_of_failures
 from llmsql.functions import FUNCTIONS
 from llmsql.planner.plan import Stage
 from llmsql.planner.scratch_names import fresh_name
 from llmsql.spark.asking import ask
+from llmsql.spark.counters import note_query
 from llmsql.spark.kept_frames import kept_frames
 from llmsql.spark.llm_column import LlmColumn, call_of
+from llmsql.spark.running import Running
 from llmsql.spark.stage_function import COUNT, VALUE
 from llmsql.statistics import QueryStatistics, StageStatistics
 
@@ -104,14 +107,17 @@ def _answered(frame: DataFrame, llm: LlmColumn) -> tuple[DataFrame, str, list[st
     arguments = arguments.select(F.inline(F.array("fields"))).toDF(*columns)
     asked = arguments.groupBy(*columns).agg(F.count(F.lit(1)).alias(COUNT))
     statistics = QueryStatistics(stages=[StageStatistics(call=stage.call_sql, place=stage.place)])
+    note_query(frame.sparkSession, statistics)
     try:
-        answers = ask(asked, stage, registration, statistics.stages[0])
+        with Running(frame.sparkSession, registration.settings, statistics) as running:
+            answers = ask(asked, stage, registration, statistics.stages[0], running, frames)
     except BaseException:
         for one in frames:
             one.unpersist()
         raise
-    statistics.seconds = time.perf_counter() - started
-    frames.append(answers)
+    finally:
+        statistics.seconds = time.perf_counter() - started
+    warn_of_failures(statistics)
     answers = answers.select(
         *[F.col(column).alias(key) for column, key in zip(columns, stage.keys)], F.col(VALUE).alias(stage.value)
     )

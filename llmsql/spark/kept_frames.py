@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from typing import Any
 
+import pyspark
+from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.sql import DataFrame, SparkSession
+
+LOG = logging.getLogger(__name__)
 
 
 class KeptFrames:
@@ -55,3 +60,33 @@ def give_back(frames: list[DataFrame]) -> None:
     """Unpersist frames."""
     for frame in frames:
         frame.unpersist()
+
+
+def without_plan(frame: DataFrame) -> DataFrame:
+    """The rows of a persisted frame, as a frame that does not show how they came to be.
+
+    Spark writes down the plans of all that is persisted behind a query each time it runs one: frames that are built on
+    frames would take ever longer. What is lost with an executor is computed again as before. Where this Spark has no
+    such thing, it is the frame itself.
+    """
+    session = frame.sparkSession
+    jvm = session.sparkContext._jvm
+    assert jvm is not None
+    try:
+        rows = frame._jdf.queryExecution().toRdd()
+        sql = jvm.org.apache.spark.sql
+        rdds = _object(sql.execution, "LogicalRDD")
+        try:
+            plan = rdds.fromDataset(rows, frame._jdf, False)
+        except Py4JError:  # newer ones take one argument more
+            plan = rdds.fromDataset(rows, frame._jdf, False, False)
+        dataset = _object(sql if pyspark.__version__ < "4" else sql.classic, "Dataset")
+        return DataFrame(dataset.ofRows(session._jsparkSession, plan), session)
+    except (Py4JError, TypeError) as problem:
+        LOG.debug("plans stay behind frames: %s", problem)
+        return frame
+
+
+def _object(package: Any, name: str) -> Any:
+    """An object of Scala's."""
+    return getattr(getattr(package, f"{name}$"), "MODULE$")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from llmsql.models import ModelSet
 from llmsql.operator import evaluate
 from llmsql.settings import Settings
 from llmsql.spark.counters import Counters, count
+from llmsql.spark.reports import Allowance, Report
 from llmsql.spark.worker_models import worker_models
 from llmsql.statistics import StageStatistics
 
@@ -29,7 +31,8 @@ class PartitionFunction:
 
     call: what to ask, with fields in one struct, as the Column functions know it on the driver. None when Spark SQL
     calls the function: then prompt and labels come as columns before the fields. `in_place`: the planner wrote the
-    call, whose columns are the call as JSON, the prompt where it varies, and the fields as a struct.
+    call, whose columns are the call as JSON, the prompt where it varies, and the fields as a struct. `allowance`: what
+    a query of Spark's may cost.
     """
 
     name: str
@@ -38,6 +41,7 @@ class PartitionFunction:
     settings: Settings
     counters: Accumulator[Counters]
     in_place: bool = False
+    allowance: Allowance = field(default_factory=Allowance)
 
     def values(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
         """The values of the rows in `batches`, in arrays of the same lengths.
@@ -46,16 +50,19 @@ class PartitionFunction:
         once, and all of them are ordered together.
         """
         models: ModelSet | None = None
-        for columns, lengths in _buffered(batches, self.settings.batch_rows):
-            if models is None:  # an empty partition loads no model
-                models = worker_models(self.model, self.settings)
-            yield from _cut(self._answer(columns, models), lengths)
+        with closing(Report(self.allowance, "in place")) as report:
+            for columns, lengths in _buffered(batches, self.settings.batch_rows):
+                if models is None:  # an empty partition loads no model
+                    models = worker_models(self.model, self.settings)
+                yield from _cut(self._answer(columns, models, report), lengths)
 
-    def _answer(self, columns: list[pa.ChunkedArray], models: ModelSet) -> pa.Array:
+    def _answer(self, columns: list[pa.ChunkedArray], models: ModelSet, report: Report) -> pa.Array:
         def ask(call: Call, fields: pa.Table, prompts: pa.ChunkedArray | None = None) -> pa.Array:
             statistics = StageStatistics(call=f"{call.function}({call.prompt or '…'})", place="in place")
+            model = models.get(call.model, report)
             try:
-                return evaluate(call, fields, models.get(call.model), self.settings, statistics, prompts=prompts)
+                with report.watching(statistics):
+                    return evaluate(call, fields, model, self.settings, statistics, prompts=prompts)
             finally:
                 count(self.counters, call, fields.num_rows, statistics)
 

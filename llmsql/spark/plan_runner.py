@@ -9,17 +9,22 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from llmsql.planner import Materialise, Plan, Stage
+from llmsql.planner import Filters, Materialise, Plan, Stage
 from llmsql.planner.plan import ROW_NUMBER
-from llmsql.spark.asking import ask, worker_errors
+from llmsql.spark.asking import ask
 from llmsql.spark.dialect import spark_sql
+from llmsql.spark.filtering import SparkFilterRunner
+from llmsql.spark.kept_frames import without_plan
 from llmsql.spark.registration import Registration
+from llmsql.spark.running import Running, task_errors
 from llmsql.spark.stage_function import VALUE
 from llmsql.statistics import QueryStatistics, StageStatistics
 
 
 class SparkPlanRunner:
     """Runs one plan. What it persists is in `frames`, and the temporary views that it makes in `views`.
+
+    It is to be used while `running` is entered.
 
     Args:
         spark: where the plan runs.
@@ -37,10 +42,12 @@ class SparkPlanRunner:
     ):
         self.frames: list[DataFrame] = []
         self.views: list[str] = []
+        self.running = Running(spark, registration.settings, statistics)
         self._spark = spark
         self._run = run
         self._registration = registration
         self._statistics = statistics
+        self._stages: dict[Stage, StageStatistics] = {}
         self._answers: dict[object, list[DataFrame]] = {}  # of stages that ask the same, one frame for each
 
     def run_steps(self, plan: Plan) -> None:
@@ -50,16 +57,26 @@ class SparkPlanRunner:
             RowError, ModelError: as `ask`.
         """
         for step in plan.steps:
+            self.running.check()
             if isinstance(step, Stage):
-                self._run_stage(step)
+                self.ask(step)
+            elif isinstance(step, Filters):
+                self._filter(step)
             else:
-                assert isinstance(step, Materialise), "filters are stages of their own"
                 self._materialise(step)
+
+    def run(self, sql: str) -> DataFrame:
+        """SQL of the plan, with those of the statement's parameters that stand in it."""
+        return self.run_text("", sql)
+
+    def run_text(self, before: str, sql: str) -> DataFrame:
+        """SQL of the plan behind some words, such as EXPLAIN."""
+        return self._run(before + spark_sql(sql))
 
     def run_final(self, plan: Plan) -> DataFrame:
         """Run the final statement; the views can be dropped afterwards, its plan holds what is behind them."""
-        with worker_errors():
-            return self._run(spark_sql(plan.final_sql))
+        with task_errors():
+            return self.run(plan.final_sql)
 
     def drop_views(self) -> None:
         """Forget the names of what was made; `spark.catalog` would give back what is persisted behind them, too."""
@@ -67,18 +84,34 @@ class SparkPlanRunner:
         while self.views:
             catalog.dropTempView(self.views.pop())
 
-    def _materialise(self, step: Materialise) -> None:
-        frame = self._run(spark_sql(step.sql))
-        if step.columns is not None:
-            frame = frame.toDF(*step.columns).withColumn(ROW_NUMBER, F.monotonically_increasing_id())
-        frame = frame.persist(StorageLevel.MEMORY_AND_DISK)
-        self.frames.append(frame)
-        self._show(step.name, frame)
+    def ask(self, stage: Stage) -> StageStatistics:
+        """Ask a stage about its input as it is now, but for what was asked before; its counters."""
+        statistics = self._stages.get(stage)
+        if statistics is None:
+            statistics = self._stages[stage] = StageStatistics(call=stage.call_sql, place=stage.place)
+            self._statistics.stages.append(statistics)
+        asked, known = self._not_known(stage)
+        answers = self._answer(asked, stage, statistics)
+        known.append(answers)
+        everything = reduce(DataFrame.unionAll, known)
+        self.show(stage.name, everything.select(*stage.columns, VALUE).toDF(*stage.keys, stage.value))
+        return statistics
 
-    def _run_stage(self, stage: Stage) -> None:
-        statistics = StageStatistics(call=stage.call_sql, place=stage.place)
-        self._statistics.stages.append(statistics)
-        asked = self._run(spark_sql(stage.input_sql))
+    def missing(self, stage: Stage) -> DataFrame:
+        """The tuples of the stage's input as it is now that nobody asked about yet."""
+        return self._not_known(stage)[0]
+
+    def show(self, name: str, frame: DataFrame) -> None:
+        """Let the plan's SQL read a frame."""
+        frame.createOrReplaceTempView(name)
+        self.views.append(name)
+
+    def _answer(self, asked: DataFrame, stage: Stage, statistics: StageStatistics) -> DataFrame:
+        return ask(asked, stage, self._registration, statistics, self.running, self.frames)
+
+    def _not_known(self, stage: Stage) -> tuple[DataFrame, list[DataFrame]]:
+        """The tuples of a stage that nobody asked about yet, and the answers to others."""
+        asked = self.run(stage.input_sql)
         types = tuple(asked.schema[column].dataType.simpleString() for column in stage.columns)
         key = (stage.call, stage.fields, types) if self._registration.settings.deduplicate else stage.name
         known = self._answers.setdefault(key, [])
@@ -86,12 +119,15 @@ class SparkPlanRunner:
             renamed = answers.select(*stage.columns).toDF(*stage.keys)
             same = [asked[column].eqNullSafe(renamed[key]) for column, key in zip(stage.columns, stage.keys)]
             asked = asked.join(renamed, reduce(lambda left, right: left & right, same), "left_anti")
-        answers = ask(asked, stage, self._registration, statistics)
-        known.append(answers)
-        self.frames.append(answers)
-        everything = reduce(DataFrame.unionAll, known)
-        self._show(stage.name, everything.select(*stage.columns, VALUE).toDF(*stage.keys, stage.value))
+        return asked, known
 
-    def _show(self, name: str, frame: DataFrame) -> None:
-        frame.createOrReplaceTempView(name)
-        self.views.append(name)
+    def _filter(self, step: Filters) -> None:
+        SparkFilterRunner(step, self, self._registration.settings, self._statistics).run()
+
+    def _materialise(self, step: Materialise) -> None:
+        frame = self.run(step.sql)
+        if step.columns is not None:
+            frame = frame.toDF(*step.columns).withColumn(ROW_NUMBER, F.monotonically_increasing_id())
+        frame = frame.persist(StorageLevel.MEMORY_AND_DISK)
+        self.frames.append(frame)
+        self.show(step.name, without_plan(frame))
