@@ -31,6 +31,8 @@ from llmsql.spark.requirements import check_java, pyspark_version
 
 pytestmark = pytest.mark.spark
 
+# The batches in which filters are asked have other sizes in Spark.
+SWITCHES = {"order_filters": False, "early_stop": False}
 FIXTURES = Path(__file__).parent / "fixtures" / "planner"
 # What the model of the fixtures may be asked is theirs to say; here every statement runs in both engines.
 STATEMENTS = (
@@ -65,8 +67,7 @@ def answer(prompt, fields, options):
 
 @pytest.fixture(scope="module")
 def con():
-    # As in Spark, where a filter is asked about all rows that earlier predicates leave.
-    with llmsql.connect(model=FakeModel(answer), order_filters=False, early_stop=False) as session:
+    with llmsql.connect(model=FakeModel(answer), **SWITCHES) as session:
         session.execute((FIXTURES / "setup.sql").read_text(encoding="utf-8"))
         yield session
 
@@ -82,7 +83,7 @@ def spark(con, tmp_path_factory):
     session = local_session(tmp_path_factory.mktemp("warehouse"))
     for name in ("products", "reviews", "empty_reviews", "blanks", "nested", "good_reviews"):
         frame_of(session, con.sql(f"FROM {name}").to_arrow_table()).createOrReplaceTempView(name)
-    yield llmsql.spark.register(session, model=FakeModel(answer))
+    yield llmsql.spark.register(session, model=FakeModel(answer), **SWITCHES)
     session.stop()
 
 

@@ -19,8 +19,11 @@ from llmsql.functions import FUNCTIONS, Call, cached_type
 from llmsql.model import Model
 from llmsql.settings import NODE, Settings
 from llmsql.spark.counters import Counters, make_counters, read_counters
+from llmsql.spark.desk import desk_of
 from llmsql.spark.model_files import portable_name
 from llmsql.spark.partition import PartitionFunction
+from llmsql.spark.requirements import CONNECT, is_connect, pyspark_version
+from llmsql.spark.reports import Allowance
 from llmsql.spark.user_functions import call_function, user_function
 from llmsql.statistics import QueryStatistics
 
@@ -29,7 +32,7 @@ from llmsql.statistics import QueryStatistics
 class Registration:
     """A model and settings as one session's functions use them."""
 
-    context: SparkContext
+    context: SparkContext  # None over Spark Connect, as are the counters
     model: str | Model
     settings: Settings
     counters: Accumulator[Counters]
@@ -37,19 +40,21 @@ class Registration:
     @property
     def is_live(self) -> bool:
         """Whether the Spark application still runs."""
-        return self.context._jsc is not None
+        return self.context is None or self.context._jsc is not None
 
     def function(self, name: str, call: Call | None = None, *, in_place: bool = False) -> UserDefinedFunction:
         """The function as a Spark UDF; see `PartitionFunction` for `call` and `in_place`."""
-        body = PartitionFunction(name, call, self.model, self.settings, self.counters, in_place)
-        kind = cached_type(FUNCTIONS[name].sql_type) if call is None else call.answer_type
+        desk = desk_of(self.context) if self.settings.has_budget and self.context is not None else None
+        allowance = Allowance.of(self.settings, None if desk is None else desk.line(""))
+        body = PartitionFunction(name, call, self.model, self.settings, self.counters, in_place, allowance)
+        kind = cached_type(FUNCTIONS[name].sql_type) if call is None else call.value_type
         function = user_function(body, kind.arrow)
         # Spark may evaluate a deterministic call of one row twice, and would see two answers where they are drawn.
         return function.asNondeterministic() if call is not None and call.temperature > 0 else function
 
     def column(self, call: Call, fields: Column) -> Column:
         """The answers to a call about the members of a struct."""
-        return call_function(self.function(call.function, call), call.answer_type.arrow, fields)
+        return call_function(self.function(call.function, call), call.value_type.arrow, fields)
 
 
 _by_session: weakref.WeakKeyDictionary[SparkSession, Registration] = weakref.WeakKeyDictionary()
@@ -88,17 +93,18 @@ def register(
         spark.sql("SELECT llm_filter('Is it positive?', struct(review)) FROM reviews").show()
     """
     global _last
-    if not isinstance(spark, SparkSession):
-        raise SettingError(
-            f"register needs a SparkSession, not {type(spark).__module__}.{type(spark).__name__} "
-            "(sessions of Spark Connect are not supported yet)"
-        )
+    over_connect = is_connect(spark)
+    if not isinstance(spark, SparkSession) and not over_connect:
+        raise SettingError(f"register needs a SparkSession, not {type(spark).__module__}.{type(spark).__name__}")
+    if over_connect and pyspark_version() < CONNECT:
+        raise SettingError("over Spark Connect llmsql needs pyspark 4.0 or later: pip install --upgrade pyspark")
     checked = Settings.make(settings)
-    context = spark.sparkContext
-    if context.master.startswith("local") and not os.environ.get("PYSPARK_PYTHON"):
+    context = None if over_connect else spark.sparkContext
+    if context is not None and context.master.startswith("local") and not os.environ.get("PYSPARK_PYTHON"):
         context.pythonExec = sys.executable  # Spark's default is the first python3 on PATH, which may lack llmsql
     checked = _for_workers(checked, context)
-    registration = Registration(context, _portable_model(model, checked), checked, make_counters(context))
+    counters = None if context is None else make_counters(context)
+    registration = Registration(context, _portable_model(model, checked, over_connect), checked, counters)
     for name in FUNCTIONS:
         spark.udf.register(name, registration.function(name))
     _by_session[spark] = _last = registration
@@ -108,14 +114,17 @@ def register(
 def statistics(spark: SparkSession) -> QueryStatistics:
     """What the functions asked since they were registered on `spark`, summed over all tasks that ran to their end.
 
-    Spark may run a task more than once (a lost executor, speculation, a query that is not cached), and each time
-    counts: this is what was spent, not what was needed. A task that fails, or that a LIMIT stops early, sends Spark
-    no counts.
+    Each query that Spark runs counts, also one that runs again because it is not cached: this is what was spent, not
+    what was needed. A task that Spark tries several times (a lost executor, speculation) counts once. One that fails
+    in the end, or that a LIMIT stops early, sends Spark no counts.
 
     Raises:
-        LlmsqlError: nothing was registered on this session.
+        LlmsqlError: nothing was registered on this session, or it is one of Spark Connect, which counts nothing.
     """
-    return read_counters(registration_of(spark).counters)
+    counters = registration_of(spark).counters
+    if counters is None:
+        raise LlmsqlError("Spark Connect has no accumulators, so what the functions asked there is not known here")
+    return read_counters(counters)
 
 
 def registration_of(spark: SparkSession) -> Registration:
