@@ -52,10 +52,7 @@ def stable_sources(items: list[exp.Expression], select: exp.Select, planning: Pl
     found = []
     for item in unstable:
         name = fresh_name("source")
-        table = table_named(name)
-        if item.alias_or_name:
-            table.set("alias", exp.TableAlias(this=exp.to_identifier(item.alias_or_name, quoted=True)))
-        item.replace(table)
+        item.replace(table_named(name, item.alias_or_name))
         found.append(cte(name, exp.select("*").from_(item)))
     return found
 

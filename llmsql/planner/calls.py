@@ -11,6 +11,7 @@ from sqlglot import exp
 from llmsql.errors import CallError, QueryError
 from llmsql.functions import FUNCTIONS, Call, make_call
 from llmsql.planner.catalog import Catalog
+from llmsql.planner.clauses import is_star
 from llmsql.prompt import parse_template
 
 POSITION = "llmsql_position"
@@ -44,12 +45,12 @@ def has_llm_call(node: exp.Expression) -> bool:
 
 def own_calls(select: exp.Select) -> list[exp.Anonymous]:
     """The calls of this SELECT itself, not of queries inside it; inner calls before those that contain them."""
-    return [node for node in _post_order(select, select) if is_llm_call(node)]
+    return [node for node in _post_order(select) if is_llm_call(node)]
 
 
 def calls_in(node: exp.Expression) -> list[exp.Anonymous]:
     """The calls in an expression of a SELECT, inner first; queries nested in it are not entered."""
-    return [found for found in _post_order(node, node) if is_llm_call(found)]
+    return [found for found in _post_order(node) if is_llm_call(found)]
 
 
 def position(node: exp.Expression) -> tuple[int | None, int | None]:
@@ -96,7 +97,7 @@ def _parse_call(
 ) -> ParsedCall:
     name = node.name.lower()
     function = FUNCTIONS[name]
-    positional = [argument for argument in node.expressions if not is_option(argument)]
+    positional = positional_arguments(node)
     if name == AGGREGATE:
         positional = [argument for argument in positional if not isinstance(argument, exp.Order)]
     elif any(isinstance(argument, (exp.Order, exp.Distinct)) for argument in positional):
@@ -124,6 +125,11 @@ def _parse_call(
 def is_option(argument: exp.Expression) -> bool:
     """Whether an argument of a call is an option: `name := value` or `name => value`."""
     return isinstance(argument, (exp.PropertyEQ, exp.Kwarg))
+
+
+def positional_arguments(node: exp.Anonymous) -> list[exp.Expression]:
+    """The arguments of a call that are no options: the prompt, what else the function has, the fields."""
+    return [argument for argument in node.expressions if not is_option(argument)]
 
 
 def _options(node: exp.Anonymous, function: str, catalog: Catalog) -> dict[str, Any]:
@@ -164,7 +170,7 @@ def _fields(
 ) -> tuple[tuple[str, exp.Expression], ...]:
     named: list[tuple[str, exp.Expression]] = []
     for argument in arguments:
-        if isinstance(argument, exp.Star) or (isinstance(argument, exp.Column) and isinstance(argument.this, exp.Star)):
+        if is_star(argument):
             named += [(column.name, column) for column in star(argument)]
         elif isinstance(argument, exp.Alias):
             named.append((argument.alias, argument.this))
@@ -201,8 +207,8 @@ def unique_names(names: list[str]) -> list[str]:
     return result
 
 
-def _post_order(node: exp.Expression, root: exp.Expression) -> Iterator[exp.Expression]:
+def _post_order(node: exp.Expression) -> Iterator[exp.Expression]:
     for child in node.iter_expressions():
         if not isinstance(child, exp.Query):
-            yield from _post_order(child, root)
+            yield from _post_order(child)
     yield node

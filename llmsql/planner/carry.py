@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from sqlglot import exp
 
 from llmsql.planner.calls import calls_in, is_constant, own_calls
-from llmsql.planner.clauses import table_named
+from llmsql.planner.clauses import CHANGING, item_place, table_named
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.plan import ROW_NUMBER, Materialise
 from llmsql.planner.planning import ANY_ORDER
 from llmsql.planner.scope import Scope
 from llmsql.planner.scratch_names import fresh_name
 
-CHANGING = (exp.Update, exp.Delete, exp.Merge)  # whose rows come in any order
 LIMITED = ("order", "limit", "offset")
 
 
@@ -91,7 +90,7 @@ def keep_order(scope: Scope) -> bool:
     if select.meta.get(ANY_ORDER) or any(select.args.get(part) for part in ("order", "joins", "laterals")):
         return False
     if select.find_ancestor(exp.Select, exp.SetOperation, *CHANGING) is not None or not _shows_rows(scope):
-        return False
+        return False  # what reads the rows has them in any order
     parts = scope.split_where()
     kept = [*parts.asking, *parts.rest]
     if any(predicate.find(exp.Query) is not None for predicate in kept):
@@ -120,10 +119,11 @@ def _order_is_plain(scope: Scope, asking: list[exp.Expression]) -> bool:
         key = ordered.this
         if isinstance(key, exp.Var):
             return False
-        if isinstance(key, exp.Literal) and not key.is_string:
+        place = item_place(key)
+        if place is not None:
             if _stars(scope.select):
                 return False
-            key = scope.select.expressions[int(key.name) - 1]
+            key = scope.select.expressions[place]
         if calls_in(key) or any(not c.table and c.name.lower() in names for c in key.find_all(exp.Column)):
             return False
     return True
@@ -207,8 +207,9 @@ class _Carrier:
 
         for ordered in order.expressions:
             key = ordered.this
-            if isinstance(key, exp.Literal) and not key.is_string:
-                ordered.set("this", self.select.expressions[int(key.name) - 1].unalias().copy())
+            place = item_place(key)
+            if place is not None:
+                ordered.set("this", self.select.expressions[place].unalias().copy())
             elif isinstance(key, exp.Column) and not key.table and key.name.lower() in by_alias:
                 ordered.set("this", by_alias[key.name.lower()].copy())
             else:

@@ -7,6 +7,7 @@ from typing import TypeVar
 from sqlglot import exp
 
 N = TypeVar("N", bound=exp.Expression)
+CHANGING = (exp.Update, exp.Delete, exp.Merge)  # the statements that change rows of a table
 
 
 def sources(select: exp.Select) -> list[exp.Expression]:
@@ -73,9 +74,12 @@ def visible_ctes(select: exp.Expression) -> list[exp.CTE]:
     return list(found.values())
 
 
-def table_named(name: str) -> exp.Table:
+def table_named(name: str, alias: str = "") -> exp.Table:
     """A table of ours; its name is an identifier as it stands, and need not be parsed."""
-    return exp.Table(this=exp.Identifier(this=name, quoted=False))
+    table = exp.Table(this=exp.Identifier(this=name, quoted=False))
+    if alias:
+        table.set("alias", exp.TableAlias(this=exp.to_identifier(alias, quoted=True)))
+    return table
 
 
 def conjuncts(condition: exp.Expression) -> list[exp.Expression]:
@@ -92,6 +96,12 @@ def disjuncts(condition: exp.Expression) -> list[exp.Expression]:
     if isinstance(unnested, exp.Or):
         return [*disjuncts(unnested.left), *disjuncts(unnested.right)]
     return [condition]
+
+
+def item_place(key: exp.Expression) -> int | None:
+    """The place in the SELECT list, from 0, that a number in GROUP BY, ORDER BY or DISTINCT ON means."""
+    is_number = isinstance(key, exp.Literal) and not key.is_string and key.name.isdecimal()
+    return int(key.name) - 1 if is_number else None
 
 
 def clause_of(node: exp.Expression, select: exp.Select) -> str:
@@ -119,6 +129,11 @@ def outermost(nodes: list[N]) -> list[N]:
     """Those of the nodes that stand inside none of the others."""
     among = {id(node) for node in nodes}
     return [node for node in nodes if not any(id(parent) in among for parent in ancestors(node))]
+
+
+def hide_columns(star: exp.Star, names: list[str]) -> None:
+    """Let a star not show these columns."""
+    star.set("except_", [*(star.args.get("except_") or []), *[exp.column(name) for name in names]])
 
 
 def is_star(item: exp.Expression) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -69,7 +69,7 @@ def context(node: exp.Expression, type_of: TypeOf, constant: Callable[[exp.Expre
     text = call_text(outer, "duckdb") if found.sql_type or found.labels else ""
     if isinstance(outer, (exp.Where, exp.Having, exp.Qualify, exp.Join, exp.And, exp.Or, exp.If, exp.Select)):
         text = f"its place in {outer.key.upper()}"
-    return Context(**{**found.__dict__, "source": found.source or (text if len(text) <= 80 else text[:79] + "…")})
+    return replace(found, source=found.source or (text if len(text) <= 80 else text[:79] + "…"))
 
 
 def declared(sql: str, source: str = "") -> Context:

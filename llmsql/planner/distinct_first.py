@@ -11,7 +11,7 @@ from __future__ import annotations
 from sqlglot import exp
 
 from llmsql.planner.calls import calls_in
-from llmsql.planner.clauses import clause_of
+from llmsql.planner.clauses import clause_of, item_place
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.halves import Halves, Uncuttable
 from llmsql.planner.naming import name_calls
@@ -56,8 +56,9 @@ def _resolved(halves: Halves, clause: exp.Expression) -> exp.Expression:
         value = key.this if isinstance(key, exp.Ordered) else key
         if isinstance(value, exp.Var):
             raise Uncuttable  # ORDER BY ALL
-        if isinstance(value, exp.Literal) and not value.is_string:
-            value.replace(halves.select.expressions[int(value.name) - 1].unalias().copy())
+        place = item_place(value)
+        if place is not None:
+            value.replace(halves.select.expressions[place].unalias().copy())
         elif isinstance(value, exp.Column) and not value.table and value.name.lower() in halves.aliases:
             value.replace(halves.aliases[value.name.lower()].this.copy())
     return resolved

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sqlglot import exp
 
-from llmsql.planner.calls import calls_in, is_option
+from llmsql.planner.calls import calls_in, positional_arguments
 from llmsql.planner.carry import EarlyStop
 from llmsql.planner.clauses import table_named
 from llmsql.planner.hazards import may_raise
@@ -14,7 +14,7 @@ from llmsql.planner.plan import Filter, Filters, Stage
 from llmsql.planner.products import reduce_products
 from llmsql.planner.scope import Scope
 from llmsql.planner.scratch_names import fresh_name
-from llmsql.planner.staging import Key, Staging
+from llmsql.planner.staging import Key, Staged, Staging
 
 
 def stage_together(scope: Scope, staging: Staging, stop: EarlyStop | None) -> bool:
@@ -47,7 +47,7 @@ def stage_together(scope: Scope, staging: Staging, stop: EarlyStop | None) -> bo
         sql = stop.rows.sql
     names: dict[Key, str] = {}
     filters: list[Filter] = []
-    asked: list[list[tuple[Stage, bool]]] = []
+    asked: list[list[Staged]] = []
     for original, predicate in zip(parts.asking, predicates):
         made, stages_of_calls = _one_filter(candidates, predicate, names, scope.user_text(original))
         filters.append(made)
@@ -122,14 +122,14 @@ def _may_raise(predicate: exp.Expression, scope: Scope) -> bool:
     """Whether the predicate could stop the statement for rows that those before it would have dropped."""
     alone = exp.paren(predicate)
     for call in calls_in(alone):
-        arguments = [argument.unalias() for argument in call.expressions if not is_option(argument)]
-        call.replace(exp.Struct(expressions=[argument.copy() for argument in arguments]))
+        fields = [argument.unalias().copy() for argument in positional_arguments(call)]
+        call.replace(exp.Struct(expressions=fields))
     return may_raise(alone, scope.is_text)
 
 
 def _one_filter(
     candidates: _Candidates, predicate: exp.Expression, names: dict[Key, str], text: str
-) -> tuple[Filter, list[tuple[Stage, bool]]]:
+) -> tuple[Filter, list[Staged]]:
     """The step's part for one predicate; and for each of its calls the stage, and whether it sees all rows."""
     scope = _BatchScope(candidates, predicate)
     found = Staging(scope, names).stage_filters()

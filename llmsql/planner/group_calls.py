@@ -19,9 +19,18 @@ from pathlib import PurePath
 from sqlglot import exp
 
 from llmsql.errors import CallError
-from llmsql.planner.calls import AGGREGATE, call_text, has_llm_call, is_option, own_calls, parse_call, position
+from llmsql.planner.calls import (
+    AGGREGATE,
+    call_text,
+    has_llm_call,
+    is_option,
+    own_calls,
+    parse_call,
+    position,
+    positional_arguments,
+)
 from llmsql.planner.catalog import Catalog
-from llmsql.planner.clauses import is_star, sources, visible_ctes
+from llmsql.planner.clauses import is_star, item_place, sources, visible_ctes
 from llmsql.planner.naming import name_outputs
 from llmsql.planner.plan import ROW_NUMBER
 from llmsql.planner.planning import TEXT, Planning
@@ -81,13 +90,13 @@ def _write_select(scope: Scope) -> None:
 
 def _is_list_call(node: exp.Anonymous) -> bool:
     """Whether the user wrote the aggregate that makes the list, as it must be where nothing is planned."""
-    fields = [argument for argument in node.expressions if not is_option(argument)][1:]  # behind the prompt
+    fields = positional_arguments(node)[1:]  # behind the prompt
     return len(fields) == 1 and not isinstance(fields[0], exp.Order) and fields[0].find(exp.AggFunc) is not None
 
 
 def _name_list(node: exp.Anonymous, dialect: str) -> None:
     node.meta[TEXT] = call_text(node, dialect)
-    rows = [argument for argument in node.expressions if not is_option(argument)][1]
+    rows = positional_arguments(node)[1]
     if not isinstance(rows, exp.Alias):
         rows.replace(exp.alias_(rows.copy(), SEVERAL, quoted=True))
 
@@ -181,8 +190,9 @@ def _group_keys(scope: Scope) -> list[tuple[str, exp.Expression]]:
         return [(item.alias_or_name, _any_value(item)) for item in found if isinstance(item.unalias(), exp.Column)]
     found = []
     for part in _keys_of(group):
-        if isinstance(part, exp.Literal) and not part.is_string and int(part.name) <= len(items):
-            part = items[int(part.name) - 1]
+        place = item_place(part)
+        if place is not None and place < len(items):
+            part = items[place]
         alias = next((item for item in items if item.alias and item.alias.lower() == part.name.lower()), None)
         if isinstance(part, exp.Column) and not part.table and part.name.lower() not in scope.source_columns():
             part = alias or part

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sqlglot import exp
 
 from llmsql.planner.catalog import Catalog
+from llmsql.planner.clauses import item_place
 
 SETS = (exp.Rollup, exp.Cube, exp.GroupingSets, exp.Tuple, exp.Paren)  # of GROUP BY
 WRAPPERS = (exp.Filter, exp.IgnoreNulls, exp.RespectNulls, exp.WithinGroup)  # of a function, its modifiers
@@ -53,8 +54,9 @@ class Grouping:
             return not self._aggregate_in(item)
         expression = item.unalias()
         for key in self.keys:
-            if isinstance(key, exp.Literal) and not key.is_string:
-                if int(key.name) - 1 == self.select.expressions.index(item):
+            place = item_place(key)
+            if place is not None:
+                if place == self.select.expressions.index(item):
                     return True
             elif key == expression or (_is_bare(key) and key.name.lower() == item.alias.lower()):
                 return True

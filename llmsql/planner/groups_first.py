@@ -15,7 +15,7 @@ from typing import Any
 from sqlglot import exp
 
 from llmsql.planner.calls import calls_in
-from llmsql.planner.clauses import clause_of
+from llmsql.planner.clauses import clause_of, item_place
 from llmsql.planner.grouping import SETS, WRAPPERS, Grouping, group_keys, is_aggregate
 from llmsql.planner.halves import BELOW, Halves, Uncuttable, clause_conjuncts, leading
 from llmsql.planner.naming import name_calls
@@ -92,8 +92,9 @@ def _resolved(halves: Halves, group: exp.Group | None) -> exp.Group:
             if isinstance(node, exp.Paren):
                 node.set("this", resolve(node.this))
             return node
-        if isinstance(node, exp.Literal) and not node.is_string:
-            return items[int(node.name) - 1].unalias().copy()
+        place = item_place(node)
+        if place is not None:
+            return items[place].unalias().copy()
         return halves.aliases[node.name.lower()].this.copy() if halves.is_alias(node) else node
 
     resolved = group.copy()

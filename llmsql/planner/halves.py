@@ -172,10 +172,7 @@ class Halves:
             return {}
         if any(is_star(item) for item in self.select.expressions):
             raise Uncuttable
-        original = self.scope.original
-        alone = original.copy()
-        alone.set("with_", None)
-        found = self.scope.catalog.columns(attach_ctes(alone, visible_ctes(original)))
+        found = self.scope.catalog.columns(self.scope.alone())
         return {index: found[index][0] for index in unnamed}
 
     def _require_cuttable(self) -> None:

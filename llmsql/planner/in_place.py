@@ -5,7 +5,16 @@ from __future__ import annotations
 from sqlglot import exp
 
 from llmsql.planner.calls import calls_in
-from llmsql.planner.clauses import ancestors, attach_ctes, clause_of, conjuncts, is_above, sources, visible_ctes
+from llmsql.planner.clauses import (
+    ancestors,
+    attach_ctes,
+    clause_of,
+    conjuncts,
+    is_above,
+    sources,
+    table_named,
+    visible_ctes,
+)
 from llmsql.planner.determinism import instability, volatile_function
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.plan import InPlace, Materialise
@@ -34,7 +43,8 @@ def _materialise_unstable_sources(scope: Scope) -> str | None:
         reason = instability(cte.this, scope.catalog, [other for other in ctes if other is not cte])
         if reason is None:
             continue
-        cte.set("this", exp.select("*").from_(_computed_once(scope, exp.to_table(cte.alias), reason)))
+        name = _computed_once(scope, exp.to_table(cte.alias), reason)
+        cte.set("this", exp.select("*").from_(table_named(name)))
     for source, original in zip(sources(scope.select), sources(scope.original)):
         reason = instability(source, scope.catalog, ctes)
         if reason is None:
@@ -42,19 +52,17 @@ def _materialise_unstable_sources(scope: Scope) -> str | None:
         alone = attach_ctes(exp.select("*").from_(original.copy()), visible_ctes(scope.original))
         if len(sources(scope.select)) > 1 and original.find(exp.Query) and not scope.catalog.binds(alone):
             return f"a part of FROM depends on another part and cannot be computed once ({reason})"
-        table = _computed_once(scope, source.copy(), reason)
-        if source.alias_or_name:
-            table.set("alias", exp.TableAlias(this=exp.to_identifier(source.alias_or_name, quoted=True)))
-        source.replace(table)
+        name = _computed_once(scope, source.copy(), reason)
+        source.replace(table_named(name, source.alias_or_name))
     return None
 
 
-def _computed_once(scope: Scope, source: exp.Expression, reason: str) -> exp.Table:
-    """Add the step that computes an item of FROM, and the table that the step makes."""
+def _computed_once(scope: Scope, source: exp.Expression, reason: str) -> str:
+    """Add the step that computes an item of FROM; the name of the table that the step makes."""
     name = fresh_name("source")
     query = attach_ctes(exp.select("*").from_(source), scope.planning.ctes)
     scope.planning.steps.append(Materialise(name, None, query.sql(dialect=scope.catalog.dialect), reason))
-    return exp.to_table(name)
+    return name
 
 
 def _whole_select_reason(scope: Scope) -> str | None:

@@ -22,7 +22,16 @@ from sqlglot import exp
 
 from llmsql.planner.added_ctes import Unmovable, add_ctes, cte, stable_sources
 from llmsql.planner.calls import calls_in
-from llmsql.planner.clauses import ancestors, attach_ctes, conjuncts, is_star, sources, table_named, visible_ctes
+from llmsql.planner.clauses import (
+    ancestors,
+    attach_ctes,
+    conjuncts,
+    hide_columns,
+    is_star,
+    sources,
+    table_named,
+    visible_ctes,
+)
 from llmsql.planner.exact import same_value
 from llmsql.planner.hazards import may_raise
 from llmsql.planner.naming import name_calls
@@ -295,4 +304,4 @@ def _hide(select: exp.Select, lefts: list[str], rights: list[str], right: str) -
             continue
         bare = item is star
         hidden = [*(lefts if bare else []), *(rights if bare or item.table.lower() == right.lower() else [])]
-        star.set("except_", [*(star.args.get("except_") or []), *[exp.column(name) for name in hidden]])
+        hide_columns(star, hidden)

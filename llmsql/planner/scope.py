@@ -206,9 +206,13 @@ class Scope:
         """Whether the SELECT binds without values from a query around it."""
         if not self.may_be_correlated() or self._names_its_own():
             return True
+        return self.catalog.binds(self.alone())
+
+    def alone(self) -> exp.Select:
+        """The SELECT as the user wrote it, as a statement of its own."""
         alone = self.original.copy()
         alone.set("with_", None)
-        return self.catalog.binds(attach_ctes(alone, visible_ctes(self.original)))
+        return attach_ctes(alone, visible_ctes(self.original))
 
     def _names_its_own(self) -> bool:
         """Whether all columns are certain to be of this SELECT's own tables, so that nothing need be bound to know."""

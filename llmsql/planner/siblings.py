@@ -7,11 +7,12 @@ from sqlglot import exp
 from llmsql.planner.calls import calls_in
 from llmsql.planner.clauses import clause_of
 from llmsql.planner.determinism import volatile_function
-from llmsql.planner.grouping import Grouping
+from llmsql.planner.grouping import Grouping, is_aggregate
 from llmsql.planner.planning import SAME_IN_GROUP, is_left_in_place
 from llmsql.planner.scope import Scope
 
-UNUSABLE = (exp.Query, exp.Window, exp.AggFunc, exp.Unnest, exp.Explode, exp.Star, exp.Columns)
+UNUSABLE = (exp.Query, exp.Window, exp.Unnest, exp.Explode, exp.Star, exp.Columns)
+SOURCE = "llmsql_source"  # a name that means a column of FROM, although an alias is called the same
 
 
 class Siblings:
@@ -33,7 +34,7 @@ class Siblings:
             return None
         if calls_in(written) or is_left_in_place(written) or written.find(*UNUSABLE) is not None:
             return None
-        if any(self._is_aggregate(function) for function in written.find_all(exp.Anonymous)):
+        if any(is_aggregate(function, self.scope.catalog) for function in written.find_all(exp.Func)):
             return None
         return None if volatile_function(written, self.scope.catalog) is not None else written
 
@@ -41,7 +42,7 @@ class Siblings:
         """Whether what stands above the node sees other rows than what stands below it."""
         if isinstance(node, exp.Window):
             return True
-        return self._has_sets and (isinstance(node, exp.AggFunc) or self._is_aggregate(node))
+        return self._has_sets and is_aggregate(node, self.scope.catalog)
 
     def _alias_columns(self, written: exp.Expression) -> list[exp.Column]:
         found = [c for c in written.find_all(exp.Column) if not c.table and c.name.lower() in self._aliases]
@@ -61,12 +62,6 @@ class Siblings:
                 return value
             column.replace(value)
         return written
-
-    def _is_aggregate(self, node: exp.Expression) -> bool:
-        return isinstance(node, exp.Anonymous) and self.scope.catalog.is_aggregate(node.name)
-
-
-SOURCE = "llmsql_source"  # a name that means a column of FROM, although an alias is called the same
 
 
 def _row_value(node: exp.Expression) -> exp.Expression:

@@ -8,7 +8,7 @@ from sqlglot import exp
 
 from llmsql.functions import Call
 from llmsql.planner.calls import ParsedCall, calls_in, is_constant
-from llmsql.planner.clauses import clause_of, table_named
+from llmsql.planner.clauses import clause_of, hide_columns, table_named
 from llmsql.planner.exact import same_value
 from llmsql.planner.grouping import Grouping
 from llmsql.planner.guards import any_guard, guard
@@ -114,8 +114,7 @@ class Staging:
         """A bare star must not show the joined results."""
         for item in self.scope.select.expressions:
             if isinstance(item, exp.Star):
-                hidden = [exp.column(name) for name in self._result_columns]
-                item.set("except_", [*(item.args.get("except_") or []), *hidden])
+                hide_columns(item, self._result_columns)
 
     def _stage_all(
         self, waiting: list[exp.Anonymous], root: exp.Expression, after_grouping: Callable[[exp.Anonymous], bool]

@@ -8,9 +8,17 @@ from sqlglot import exp
 
 from llmsql.errors import CallError, QueryError
 from llmsql.functions import FUNCTIONS
-from llmsql.planner.calls import call_text, has_llm_call, is_llm_call, is_option, own_calls, parse_call, position
+from llmsql.planner.calls import (
+    call_text,
+    has_llm_call,
+    is_llm_call,
+    own_calls,
+    parse_call,
+    position,
+    positional_arguments,
+)
 from llmsql.planner.catalog import Catalog
-from llmsql.planner.clauses import attach_ctes, is_star, over_sources, visible_ctes
+from llmsql.planner.clauses import CHANGING, attach_ctes, is_star, over_sources, visible_ctes
 from llmsql.planner.creates import ask_nothing_reason
 from llmsql.planner.group_calls import write_group_calls
 from llmsql.planner.inference import infer_types
@@ -19,7 +27,7 @@ from llmsql.planner.planning import IN_PLACE_PREFIX, TAG, TYPE, Planning, Switch
 from llmsql.planner.restating import restate
 from llmsql.planner.select import plan_select
 from llmsql.planner.values import query_values
-from llmsql.planner.writes import CHANGING, Reading, read_once, reading_of, refuse_by_name
+from llmsql.planner.writes import Reading, read_once, reading_of, refuse_by_name
 
 # Statements that are no queries to sqlglot, and show rows nevertheless.
 SHOWING = (exp.Describe, exp.Summarize, exp.Pivot, exp.Values)
@@ -141,7 +149,7 @@ def _check_arguments(node: exp.Anonymous, original: exp.Select, catalog: Catalog
     alone = over_sources(original, [exp.Literal.number(1)], [], visible_ctes(original))
     if not catalog.binds(alone):
         return
-    arguments = [argument.unalias().copy() for argument in _row_arguments(node)]
+    arguments = [argument.unalias().copy() for argument in positional_arguments(node)]
     if any(argument.find(exp.AggFunc) for argument in arguments):  # grouping is not their own
         arguments = [column for argument in arguments for column in argument.find_all(exp.Column)] or [exp.null()]
     alone.set("expressions", arguments)
@@ -152,16 +160,12 @@ def _check_arguments(node: exp.Anonymous, original: exp.Select, catalog: Catalog
         raise CallError(f"{node.name.lower()}: {problem}", line=line, column=column) from problem
 
 
-def _row_arguments(node: exp.Anonymous) -> list[exp.Expression]:
-    return [argument for argument in node.expressions if not is_option(argument)]
-
-
 def _bindable(bindable: exp.Query) -> exp.Query:
     """The query with its calls as the SQL engine can bind them: without options, and what only our functions take."""
     for node in reversed(list(bindable.find_all(exp.Anonymous))):  # inner calls come later
         if node.name.lower() not in FUNCTIONS:
             continue
-        arguments = [argument.unalias() for argument in _row_arguments(node) if not is_star(argument)]
+        arguments = [argument.unalias() for argument in positional_arguments(node) if not is_star(argument)]
         node.set("expressions", arguments)
         if call_type(node) != FUNCTIONS[node.name.lower()].sql_type:
             node.replace(exp.cast(node.copy(), call_type(node), dialect="duckdb"))

@@ -21,11 +21,9 @@ from sqlglot import exp
 from llmsql.errors import QueryError
 from llmsql.planner.calls import has_llm_call
 from llmsql.planner.catalog import Catalog
-from llmsql.planner.clauses import attach_ctes, table_named, visible_ctes
+from llmsql.planner.clauses import CHANGING, attach_ctes, table_named, visible_ctes
 from llmsql.planner.plan import ROW_NUMBER, Materialise
 from llmsql.planner.scratch_names import fresh_name
-
-CHANGING = (exp.Update, exp.Delete, exp.Merge)
 
 
 @dataclass
