@@ -61,6 +61,7 @@ def fuse(
     *,
     operators: Operators,
     copy: bool,
+    kernels: str = "torch",
     pages: FilePages | None = None,
 ) -> FusedDecoder:
     """The decoder with the model's weights, layer by layer, so that one layer at most is held twice.
@@ -70,7 +71,7 @@ def fuse(
     """
     base: Any = model.model
     config: Any = model.config
-    parts = _Parts(model, operators, copy)
+    parts = _Parts(model, operators, copy, kernels)
     tables: dict[str, int] = {}
     rotary_of = []
     for number in range(len(base.layers)):
@@ -90,7 +91,7 @@ def fuse(
         rotary=[RotaryTable(_angles(base.rotary_emb, kind), embedding.weight.device, context) for kind in tables],
         rotary_of=rotary_of,
         norm=parts.norm(base, "norm"),
-        head=join([model.lm_head], row_sizes=parts.row_sizes, copy=copy and not tied),
+        head=parts.join(model.lm_head, copy=copy and not tied),
         logit_softcap=getattr(config, "final_logit_softcapping", None),
         operators=operators,
         row_sizes=parts.row_sizes,
@@ -100,10 +101,11 @@ def fuse(
 class _Parts:
     """Takes the parts of a model's layers from their modules."""
 
-    def __init__(self, model: PreTrainedModel, operators: Operators, copy: bool) -> None:
+    def __init__(self, model: PreTrainedModel, operators: Operators, copy: bool, kernels: str) -> None:
         self.row_sizes = RowSizes()
         self._operators = operators
         self._copy = copy
+        self._native = kernels == "native"
         self._gemma = type(model).__name__.startswith("Gemma")
         self._activation = _ACTIVATIONS[_activation(model)]
 
@@ -131,13 +133,15 @@ class _Parts:
                 self._operators,
                 row_sizes=self.row_sizes,
                 copy=self._copy,
+                native=self._native,
             ),
             down=self.join(mlp.down_proj),
             mlp_norm=self.norm(layer, "post_feedforward_layernorm") if self._gemma else None,
         )
 
-    def join(self, *modules: nn.Linear) -> Linear:
-        return join(modules, row_sizes=self.row_sizes, copy=self._copy)
+    def join(self, *modules: nn.Linear, copy: bool | None = None) -> Linear:
+        copy = self._copy if copy is None else copy
+        return join(modules, row_sizes=self.row_sizes, copy=copy, native=self._native)
 
     def norm(self, owner: Any, name: str) -> Norm:
         module = getattr(owner, name)

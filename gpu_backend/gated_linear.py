@@ -28,9 +28,20 @@ class GatedLinear(Protocol):
 
 
 def join_gated(
-    gate: nn.Linear, up: nn.Linear, activation: str, operators: Operators, *, row_sizes: RowSizes, copy: bool
+    gate: nn.Linear,
+    up: nn.Linear,
+    activation: str,
+    operators: Operators,
+    *,
+    row_sizes: RowSizes,
+    copy: bool,
+    native: bool = False,
 ) -> GatedLinear:
     """The two modules; `activation` is the name of one of `operators`. See `linear.join` for the rest."""
+    if copy and native:
+        from .native_linear import NativeGate
+
+        return NativeGate(gate, up, activation)
     by_torch = getattr(type(operators), activation) is getattr(TorchOperators, activation)
     if copy and by_torch and can_pack(gate.weight):
         return PackedGate(gate, up, activation, row_sizes)

@@ -27,14 +27,19 @@ class Linear(Protocol):
         ...
 
 
-def join(modules: Sequence[nn.Linear], *, row_sizes: RowSizes, copy: bool = True) -> Linear:
-    """The modules as one product, on the CPU of as many rows as `row_sizes` says.
+def join(modules: Sequence[nn.Linear], *, row_sizes: RowSizes, copy: bool = True, native: bool = False) -> Linear:
+    """The modules as one product: by the C++ kernels if `native`, or on the CPU of as many rows as `row_sizes` says.
 
-    The modules' weights move: they become views of a merged weight or, on a CPU with oneDNN, are emptied once they are
-    packed, so that no weight is held twice. `copy=False` leaves weights where they are, and multiplies them one by one.
+    The modules' weights move: they become views of a merged weight or, with kernels or oneDNN on a CPU, are emptied
+    once they are packed, so that no weight is held twice. `copy=False` leaves weights where they are, and multiplies
+    them one by one.
     """
     if not copy:
         return SplitLinear(modules, row_sizes)
+    if native:
+        from .native_linear import NativeLinear
+
+        return NativeLinear(modules)
     if can_pack(modules[0].weight):
         return PackedLinear(modules, row_sizes)
     return MergedLinear(modules)
@@ -56,10 +61,10 @@ class MergedLinear:
     """The modules' weights below each other in one matrix, of which the modules keep views."""
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
-        weight, self._bias = _merged(modules)
+        weight, self._bias = merged(modules)
         self._weight = weight
         if len(modules) > 1:
-            _give_back(modules, weight)
+            give_back(modules, weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Linear`."""
@@ -97,7 +102,7 @@ class PackedLinear:
     def __init__(self, modules: Sequence[nn.Linear], row_sizes: RowSizes) -> None:
         self._modules = list(modules)
         self._row_sizes = row_sizes
-        weight, self._bias = _merged(modules)
+        weight, self._bias = merged(modules)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACKED_FOR_ROWS)
         for module in modules:
             module.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
@@ -124,7 +129,7 @@ class PackedLinear:
 
     def restore(self) -> None:
         """Unpack the weights; they come back bit by bit as they were."""
-        _give_back(self._modules, self._weight.to_dense())
+        give_back(self._modules, self._weight.to_dense())
 
 
 def _multiply(
@@ -141,7 +146,7 @@ def _multiply(
     return product[:rows] if extra else product
 
 
-def _merged(modules: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def merged(modules: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight [outputs of all, inputs] and bias [outputs of all]; the modules' own tensors where there is one module."""
     if len(modules) == 1:
         return modules[0].weight, modules[0].bias
@@ -152,6 +157,7 @@ def _merged(modules: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | 
     return weight, torch.cat([bias.detach() for bias in biases])
 
 
-def _give_back(modules: Sequence[nn.Linear], weight: torch.Tensor) -> None:
+def give_back(modules: Sequence[nn.Linear], weight: torch.Tensor) -> None:
+    """Let the modules have views of their part of `weight` [outputs of all, inputs]."""
     for module, part in zip(modules, torch.split(weight, [module.out_features for module in modules])):
         module.weight = nn.Parameter(part, requires_grad=False)

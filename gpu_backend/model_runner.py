@@ -199,7 +199,13 @@ class ModelRunner:
         copy = not shared or self.weight_bytes <= free_memory(self.device) // 4
         pages = None if shared else FilePages(self.model.parameters())
         decoder = fuse(
-            self.model, self._probed.attention, self.layer_shapes, operators=operators, copy=copy, pages=pages
+            self.model,
+            self._probed.attention,
+            self.layer_shapes,
+            operators=operators,
+            copy=copy,
+            kernels=self.kernels,
+            pages=pages,
         )
         found = self._sample_logits(steps, decoder)
         worst = max(difference(one, other) for one, other in zip(expected, found))

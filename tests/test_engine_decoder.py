@@ -16,13 +16,21 @@ from decoder_variants import MIXTURES, VARIANTS, variant
 from engine_models import CONFIGS, generate_one, tiny_model, tree_prompts
 
 from llmsql.gpu_backend import Engine, Request, decoder_families, model_runner, parity
-from llmsql.gpu_backend.gated_linear import PackedGate
+from llmsql.gpu_backend.gated_linear import MergedGate, PackedGate
+from llmsql.gpu_backend.kernel_choice import why_not_native
 from llmsql.gpu_backend.linear import PackedLinear, SplitLinear, can_pack
+from llmsql.gpu_backend.native_linear import NativeGate, NativeLinear
 from llmsql.gpu_backend.operators import TorchOperators
 from llmsql.gpu_backend.readout import NOT_A_NUMBER
 
 MAX_TOKENS = 6
 PROMPTS = tree_prompts(8, seed=2)
+NO_ONEDNN = not can_pack(torch.empty(0))
+PACKED = [
+    pytest.param("torch", PackedGate, PackedLinear, marks=pytest.mark.skipif(NO_ONEDNN, reason="no oneDNN")),
+    pytest.param("native", NativeGate, NativeLinear, marks=pytest.mark.skipif(bool(why_not_native()), reason="no C++")),
+]
+"""Which products a decoder has on the CPU."""
 FUSED = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3"]
 
 
@@ -49,6 +57,9 @@ def test_variants_of_the_fused_families(name: str, monkeypatch: pytest.MonkeyPat
         assert run(engine) == reference(name)
         assert [run(engine, [prompt])[0] for prompt in PROMPTS[:3]] == reference(name)[:3], "one at a time"
     with Engine(variant(name), prefix_sharing=False, max_batch_tokens=50) as engine:
+        assert run(engine) == reference(name)
+    with Engine(variant(name), kernels="torch") as engine:
+        assert engine.decoder == "fused"
         assert run(engine) == reference(name)
     with Engine(variant(name), fused=False) as engine:
         assert engine.decoder == "transformers"
@@ -169,31 +180,33 @@ def test_sample_steps_hold_shared_prompts_pieces_and_decoded_tokens() -> None:
 # Whose memory the weights take.
 
 
-def test_the_weights_are_held_once(tmp_path: Any) -> None:
+@pytest.mark.parametrize(("kernels", "gate", "linear"), PACKED)
+def test_the_weights_are_held_once(tmp_path: Any, kernels: str, gate: type, linear: type) -> None:
     variant("biases").save_pretrained(tmp_path)
-    with Engine(tmp_path, dtype="float32") as engine:
+    with Engine(tmp_path, dtype="float32", kernels=kernels) as engine:
         model, decoder = engine._runner.model, engine._runner.decoder
         assert decoder is not None
         layer = decoder.layers[0]
-        if not can_pack(decoder.embedding):
-            pytest.skip("this torch has no oneDNN")
-        assert isinstance(layer.gate_up, PackedGate)
-        assert isinstance(layer.down, PackedLinear)
+        assert isinstance(layer.gate_up, gate)
+        assert isinstance(layer.down, linear)
         assert model.model.layers[0].mlp.gate_proj.weight.numel() == 0
         assert model.lm_head.weight.numel() == 0
         assert decoder.embedding is model.model.embed_tokens.weight
 
 
-def test_a_model_objects_weights_are_copied_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kernels", "gate", "linear"), PACKED)
+def test_a_model_objects_weights_are_copied_only_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, kernels: str, gate: type, linear: type
+) -> None:
     model = variant("biases")
     before = {name: (weight.data_ptr(), weight.clone()) for name, weight in model.named_parameters()}
-    for free, kind in ((10**12, PackedLinear), (10_000, SplitLinear)):
+    for free, kinds in ((10**12, (gate, linear)), (10_000, (MergedGate, SplitLinear))):
         monkeypatch.setattr(model_runner, "free_memory", lambda device, free=free: free)
-        with Engine(model) as engine:
+        with Engine(model, kernels=kernels) as engine:
             assert engine.decoder == "fused"
             decoder = engine._runner.decoder
             assert decoder is not None
-            assert isinstance(decoder.layers[0].down, kind) or not can_pack(decoder.embedding)
+            assert (type(decoder.layers[0].gate_up), type(decoder.layers[0].down)) == kinds
             assert run(engine) == reference("biases")
     for name, weight in model.named_parameters():
         assert weight.data_ptr() == before[name][0]

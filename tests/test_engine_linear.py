@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from llmsql.gpu_backend.kernel_choice import why_not_native
 from llmsql.gpu_backend.linear import Linear, MergedLinear, PackedLinear, SplitLinear, can_pack, join
+from llmsql.gpu_backend.native_linear import NativeLinear
 from llmsql.gpu_backend.row_sizes import RowSizes
 
-KINDS = [MergedLinear, SplitLinear, PackedLinear]
+KINDS = [MergedLinear, SplitLinear, PackedLinear, *([NativeLinear] if why_not_native() is None else [])]
 
 
 def modules(outputs: list[int], *, dtype: torch.dtype, bias: bool) -> list[nn.Linear]:
@@ -34,7 +36,7 @@ def test_one_product_for_all_modules(kind: type, outputs: list[int], rows: int, 
     x = torch.randn(rows, 24, dtype=dtype)
     expected = torch.cat([part(x) for part in parts], dim=-1)
     weights = [part.weight.clone() for part in parts]
-    linear: Linear = kind(parts) if kind is MergedLinear else kind(parts, RowSizes())
+    linear: Linear = kind(parts, RowSizes()) if kind in (SplitLinear, PackedLinear) else kind(parts)
     torch.testing.assert_close(linear(x), expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
     linear.restore()
     assert all(torch.equal(part.weight, weight) for part, weight in zip(parts, weights))

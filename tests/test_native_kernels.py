@@ -11,6 +11,8 @@ import torch
 from attention_batches import plain_attention, random_batch, random_cache
 from elementwise_cases import CASES, check
 from engine_models import tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kernel_cases import Case, Node, Row, branching, build
 
 from llmsql.gpu_backend import Engine, ModelError, Request
@@ -19,7 +21,7 @@ from llmsql.gpu_backend.kernel_attention import KernelAttention
 from llmsql.gpu_backend.kernel_choice import resolve_kernels, why_not_native
 from llmsql.gpu_backend.kv_cache import LayerShape
 from llmsql.kernels import norm, paged_attention_reference, rotary
-from llmsql.kernels.native import attention, library, operators
+from llmsql.kernels.native import attention, library, linear, operators
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -224,3 +226,57 @@ def test_a_cache_that_others_can_write_to_is_not_used(compiler, afresh):
     folder.chmod(0o777)
     library.load()
     assert list(folder.iterdir()) == []
+
+
+@needs_kernels
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.sampled_from([0, 1, 2, 5, 6, 7, 33, 200]),
+    inputs=st.sampled_from([1, 2, 7, 64, 100, 1700]),
+    outputs=st.sampled_from([1, 31, 64, 65, 130]),
+    dtype=st.sampled_from(DTYPES),
+    bias=st.booleans(),
+    strided=st.booleans(),
+)
+def test_products(rows, inputs, outputs, dtype, bias, strided):
+    generator = torch.Generator().manual_seed(rows + inputs + outputs)
+    x = torch.randn(rows, inputs + 3 * strided, generator=generator).to(dtype)[:, :inputs]
+    weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
+    added = torch.randn(outputs, generator=generator).to(dtype) if bias else None
+    packed = linear.pack(weight, added)
+    found = linear.linear(x, packed)
+    expected = torch.nn.functional.linear(x.double(), weight.double(), None if added is None else added.double())
+    tolerance = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 2e-2}
+    torch.testing.assert_close(found.double(), expected, **tolerance)
+    assert torch.equal(packed.unpacked(), weight)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", linear.ACTIVATIONS)
+def test_gated_products(dtype, activation):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 40, generator=generator).to(dtype) * 4  # gates far from 0, too
+    weights = [torch.randn(70, 40, generator=generator).to(dtype) for _ in range(2)]
+    biases = [torch.randn(70, generator=generator).to(dtype), None]
+    found = linear.gated_linear(x, *(linear.pack(*pair) for pair in zip(weights, biases)), activation)
+    gate = x.double() @ weights[0].double().T + biases[0].double()
+    function = torch.nn.functional.silu if activation == "silu" else _gelu
+    expected = function(gate) * (x.double() @ weights[1].double().T)
+    limit = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found.double(), expected, rtol=limit, atol=limit * float(expected.abs().max()))
+
+
+def _gelu(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_product_of_one_row_is_that_of_many(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, 900, generator=generator).to(dtype) for rows in (250, 100))
+    packed = linear.pack(weight)
+    together = linear.linear(x, packed)
+    for rows in (1, 2, 5, 64, 199):
+        assert torch.equal(linear.linear(x[:rows], packed), together[:rows]), rows

@@ -1,0 +1,35 @@
+// How numbers take part in products: as words of 32 bits, one float32 or two bfloat16 where the processor multiplies pairs.
+#pragma once
+
+#include "vectors.h"
+
+// How numbers of type T take part in products: what is packed, and how many numbers a 32-bit word of it holds.
+template <typename T> struct Packed {
+    typedef float Word;
+    static constexpr int PER_WORD = 1;
+    static Vector multiply_add(Vector sum, float a, Vector b) { return sum + a * b; }
+    static void pack_weights(const Vector *weights, float *out) {
+        for (int j = 0; j < COLUMNS; ++j) store(out + j * WIDTH, weights[j]);
+    }
+};
+
+#if defined(__AVX512BF16__)
+template <> struct Packed<bf16> {
+    typedef float Word;  // the bits of two bf16
+    static constexpr int PER_WORD = 2;
+    static Vector multiply_add(Vector sum, float a, Vector b) {
+        return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512)splat_bits(a), (__m512bh)(__m512)b);
+    }
+    static Vector splat_bits(float a) {
+        int32_t bits;
+        memcpy(&bits, &a, 4);
+        return (Vector)_mm512_set1_epi32(bits);
+    }
+    static void pack_weights(const Vector *weights, float *out) {
+        for (int j = 0; j < COLUMNS; j += 2) {
+            __m512bh pairs = _mm512_cvtne2ps_pbh((__m512)weights[j + 1], (__m512)weights[j]);
+            memcpy(out + j * WIDTH / 2, &pairs, sizeof pairs);
+        }
+    }
+};
+#endif
