@@ -11,6 +11,7 @@ import pyarrow as pa
 from llmsql.errors import CallError
 from llmsql.functions import FUNCTIONS, Call, Function, cached_type, make_call
 from llmsql.planner.calls import unique_names
+from llmsql.types import is_list
 
 
 def answer_arguments(
@@ -34,7 +35,7 @@ def answer_arguments(
     fields = fields_table(columns[function.leading :], [])
     if not fields.num_columns:
         raise CallError(f"{function.name} has no field to ask about: {function.usage}")
-    if function.name == "llm_agg" and not _is_list(fields.schema.types[0]):
+    if function.name == "llm_agg" and not is_list(fields.schema.types[0]):
         raise CallError(
             f"llm_agg is no aggregate for the SQL engine itself: give it the rows of a group as a list, such as "
             f"llm_agg('…', list({{'name': name}})), not {fields.schema.types[0]}"
@@ -44,7 +45,7 @@ def answer_arguments(
         raise CallError(f"{function.name}: the prompt must be a text, not {prompts.type}: {function.usage}")
     prompts = prompts.cast(pa.string())
     second = columns[1] if function.leading == 2 else None
-    if second is not None and function.second == "labels" and not _is_list(second.type):
+    if second is not None and function.second == "labels" and not is_list(second.type):
         raise CallError(f"{function.name}: labels must be a list of texts, not {second.type}: {function.usage}")
     values: list[Any] = [None] * fields.num_rows
     for constant, rows in _by_second(second, fields.num_rows):
@@ -54,6 +55,19 @@ def answer_arguments(
         for row, value in zip(rows, found.to_pylist()):
             values[row] = value
     return pa.array(values, cached_type(function.sql_type).arrow)
+
+
+def answer_in_place(
+    columns: Sequence[pa.ChunkedArray], answer: Callable[[Call, pa.Table, pa.ChunkedArray], pa.Array]
+) -> pa.Array:
+    """The values of a call that the planner left in place, [rows].
+
+    Args:
+        columns: the call as JSON, its prompt where that varies, the fields as a struct; [rows] each.
+        answer: (call, fields, prompts) to values.
+    """
+    call = Call.from_json(columns[0][0].as_py())
+    return sql_texts(call, answer(call, struct_fields(columns[2]), columns[1]))
 
 
 def sql_texts(call: Call, values: pa.Array) -> pa.Array:
@@ -88,8 +102,10 @@ def fields_table(columns: Sequence[pa.ChunkedArray], names: Sequence[str]) -> pa
     return table
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+def struct_fields(struct: pa.ChunkedArray) -> pa.Table:
+    """The members of a struct as fields; a member that is a struct itself becomes its members, as everywhere."""
+    named = fields_table([struct], [])
+    return fields_table(named.columns, named.column_names)
 
 
 def _by_second(second: pa.ChunkedArray | None, rows: int) -> list[tuple[Any, np.ndarray]]:

@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from llmsql.answers import arrow_type
-from llmsql.arguments import answer_arguments, fields_table, sql_texts
+from llmsql.arguments import answer_arguments, answer_in_place
 from llmsql.budget import Budget
 from llmsql.functions import FUNCTIONS, Call, Function
 from llmsql.models import ModelSet
@@ -104,10 +104,8 @@ class ChunkFunctions:
         return body
 
     def _in_place(self, calls: pa.ChunkedArray, prompts: pa.ChunkedArray, fields: pa.ChunkedArray) -> pa.Array:
-        """A call that the planner left in place: the call as JSON, the prompt if it varies, the fields as a struct."""
-        call = Call.from_json(calls[0].as_py())
-        named = fields_table([fields], [])
-        return sql_texts(call, self._evaluate(call, fields_table(named.columns, named.column_names), prompts))
+        """A call that the planner left in place; see `answer_in_place`."""
+        return answer_in_place([calls, prompts, fields], self._evaluate)
 
     def _evaluate(self, call: Call, fields: pa.Table, prompts: pa.ChunkedArray) -> pa.Array:
         if self._silent:

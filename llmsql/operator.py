@@ -18,6 +18,7 @@ from llmsql.model import Model
 from llmsql.reduction import reduce_groups
 from llmsql.settings import Settings
 from llmsql.statistics import StageStatistics
+from llmsql.types import is_list
 
 
 def evaluate(
@@ -67,7 +68,7 @@ def _check_unordered(call: Call, fields: pa.Table) -> None:
                 f"{', '.join(fields.column_names)}"
             )
         kind = fields.schema.field(name).type
-        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        if not is_list(kind):
             raise CallError(f"{call.function}: option 'unordered' names {name!r}, which is no list but {kind}")
 
 

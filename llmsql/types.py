@@ -220,6 +220,11 @@ def schema_type(schema: Any) -> AnswerType:
     return _from_schema(schema, "the schema")
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type holds lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
 def shortened(text: str) -> str:
     """The text in quotes, cut where it is long."""
     return repr(text if len(text) <= 60 else text[:57] + "...")

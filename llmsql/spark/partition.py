@@ -10,7 +10,7 @@ from typing import TypeAlias
 import pyarrow as pa
 from pyspark import Accumulator
 
-from llmsql.arguments import answer_arguments, fields_table, sql_texts
+from llmsql.arguments import answer_arguments, answer_in_place, struct_fields
 from llmsql.functions import FUNCTIONS, Call
 from llmsql.model import Model
 from llmsql.models import ModelSet
@@ -67,14 +67,10 @@ class PartitionFunction:
                 count(self.counters, call, fields.num_rows, statistics)
 
         if self.in_place:
-            call = Call.from_json(columns[0][0].as_py())
-            named = fields_table(columns[2:], [])
-            return sql_texts(call, ask(call, fields_table(named.columns, named.column_names), columns[1]))
+            return answer_in_place(columns, ask)
         if self.call is None:
             return answer_arguments(FUNCTIONS[self.name], columns, ask)
-        # The outer struct carries the names; a field that is a struct itself becomes its members, as everywhere.
-        named = fields_table(columns, [])
-        return ask(self.call, fields_table(named.columns, named.column_names))
+        return ask(self.call, struct_fields(columns[0]))
 
 
 def arrow_function(function: PartitionFunction) -> Callable[[Iterator[tuple[pa.Array, ...]]], Iterator[pa.Array]]:
