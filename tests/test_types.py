@@ -71,8 +71,8 @@ def test_values(sql: str, text: str, value: object) -> None:
     shown = duckdb.execute(
         f"SELECT CAST(CAST(? AS {'JSON' if declared.is_json else 'VARCHAR'}) AS {declared.sql})",
         [declared.text_of(found)],
-    ).fetchone()
-    assert shown == (value,)
+    ).fetchall()
+    assert shown == [(value,)]
 
 
 @pytest.mark.parametrize(
