@@ -187,10 +187,13 @@ def shown(problem: Exception) -> str:
 
 def _typed_null(node: exp.Expression) -> exp.Expression:
     """A NULL of the call's type that needs the call's arguments: in some places Spark takes no Python function."""
-    cast = isinstance(node, exp.Cast) and is_llm_call(node.this)
-    if not cast and not is_llm_call(node):
+    kind: exp.DataType | str
+    if isinstance(node, exp.Cast) and is_llm_call(node.this):
+        call, kind = node.this, node.to
+    elif is_llm_call(node):
+        call, kind = node, FUNCTIONS[node.name.lower()].sql_type
+    else:
         return node
-    call, kind = (node.this, node.to) if cast else (node, FUNCTIONS[node.name.lower()].sql_type)
     arguments = [argument.transform(_typed_null) for argument in call.expressions]
     null = exp.cast(exp.null(), kind, dialect="duckdb")
     # The arguments are still bound, and choose nothing.

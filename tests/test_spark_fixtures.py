@@ -1,0 +1,322 @@
+"""Every statement of `fixtures/planner` that Spark's SQL can express answers in Spark as it does in DuckDB.
+
+Whether Spark can express a statement is asked of Spark, with a plain expression in the place of each call; what it
+cannot is counted by Spark's own reason. The rows, the names and kinds of columns, what a statement wrote, and the
+number of rows asked are compared. Every 24th statement is part of `make test`, all of them of `make test-spark`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import Counter
+from datetime import date, datetime
+from decimal import Decimal
+
+import duckdb
+import pytest
+
+import llmsql
+from llmsql import LlmsqlError, QueryError
+from llmsql.testing import FakeModel
+
+pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
+
+from pyspark import cloudpickle
+from pyspark.errors import PySparkException
+from pyspark.sql import Row, SparkSession
+from spark_fixtures import in_spark, without_calls
+from spark_session import frame_of, local_session
+from test_planner_fixtures import FIXTURES, FOLDER, Fixture, answer, rows_of
+
+import llmsql.spark
+from llmsql.spark.catalog import duckdb_type, quiet
+from llmsql.spark.requirements import check_java
+
+pytestmark = pytest.mark.spark
+
+TABLES = ("products", "reviews", "empty_reviews", "blanks", "odd", "nested", "many", "good_reviews", "mean_ratings")
+SAMPLED = 24
+# Statements that Spark can run, and answers otherwise than DuckDB, whatever is asked; and why.
+OTHERWISE: dict[str, str] = {}
+# How many statements Spark's own parser and analyzer refuse, by the class of its error.
+REFUSED = {
+    "NOT_TRANSLATED": 1,
+    "PARSE_SYNTAX_ERROR": 34,
+    "UNRESOLVED_COLUMN": 5,
+    "UNRESOLVED_ROUTINE": 1,
+    "UNSUPPORTED_DATATYPE": 1,
+    "UNSUPPORTED_EXPR_FOR_OPERATOR": 1,
+    "UNSUPPORTED_FEATURE": 29,
+    "UNSUPPORTED_SUBQUERY_EXPRESSION_CATEGORY": 8,
+}
+INTEGERS = r"\b(TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT|UTINYINT|USMALLINT|UINTEGER|UBIGINT)\b"
+
+
+def params() -> list:
+    slow = [pytest.mark.spark_cluster]
+    return [
+        pytest.param(fixture, id=fixture.name, marks=[] if number % SAMPLED == 0 else slow)
+        for number, fixture in enumerate(FIXTURES)
+    ]
+
+
+@pytest.fixture(scope="module")
+def setup_sql() -> str:
+    return (FOLDER / "setup.sql").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def con(setup_sql):
+    with llmsql.connect(model=FakeModel(answer), infer_types=False) as session:
+        session.execute(setup_sql)
+        yield session
+
+
+@pytest.fixture(scope="module")
+def in_order(setup_sql):
+    """DuckDB with filters in the order written, each over all rows that the ones before leave."""
+    settings = {"order_filters": False, "early_stop": False, "infer_types": False}
+    with llmsql.connect(model=FakeModel(answer), **settings) as session:
+        session.execute(setup_sql)
+        yield session
+
+
+@pytest.fixture(scope="module")
+def plain(setup_sql):
+    with duckdb.connect() as connection:
+        registration = llmsql.register(connection, model=FakeModel(answer))
+        connection.execute(setup_sql)
+        yield connection
+        registration.remove()
+
+
+@pytest.fixture(scope="module")
+def spark(con, tmp_path_factory):
+    try:
+        check_java()
+    except LlmsqlError as problem:
+        pytest.skip(str(problem))
+    cloudpickle.register_pickle_by_value(sys.modules["test_planner_fixtures"])  # workers cannot import the tests
+    os.environ.pop("PYSPARK_PYTHON", None)
+    session = local_session(tmp_path_factory.mktemp("warehouse"))
+    for name in TABLES:
+        frame_of(session, con.sql(f"FROM {name}").to_arrow_table()).createOrReplaceTempView(name)
+    switches = {"infer_types": False, "order_filters": False, "early_stop": False}
+    yield llmsql.spark.register(session, model=FakeModel(answer), **switches)
+    session.stop()
+
+
+def refusal(session: SparkSession, fixture: Fixture) -> str | None:
+    """Spark's reason why it cannot run the statement, whatever stands in the place of the calls."""
+    try:
+        sql = without_calls(fixture.sql)
+    except ValueError:
+        return "NOT_TRANSLATED"
+    try:
+        prepare(session, fixture)
+        with quiet():
+            if fixture.first is None:
+                session.sql(sql)._jdf.queryExecution().optimizedPlan()
+                return None
+            if re.match("UPDATE|DELETE|MERGE", sql):  # EXPLAIN does not see what a table cannot do
+                session.sql(sql)
+                return None
+            (plan,) = session.sql("EXPLAIN " + sql).first()
+    except PySparkException as problem:
+        return re.search(r"\[?([A-Z_]+)", problem.getCondition() or str(problem))[1]
+    except Exception as problem:  # Py4J's, of Spark's optimizer
+        return re.search(r"\[([A-Z_]+)", str(problem))[1]
+    found = re.search(r"Exception: \[([A-Z_]+)", plan)
+    return found and found[1]
+
+
+def prepare(session: SparkSession, fixture: Fixture) -> None:
+    """Run what comes before a statement that writes."""
+    for name in re.findall(r"CREATE .*TABLE (\S+)", f"{fixture.first};{fixture.sql}".replace('"w w"', "`w w`")):
+        session.sql(f"DROP TABLE IF EXISTS {name}")
+    for one in (fixture.first or "").split(";"):
+        if one.strip() and not one.strip().startswith("DROP"):
+            session.sql(in_spark(one.strip()))
+
+
+def shown(value: object) -> object:
+    """A value as both engines show it."""
+    if isinstance(value, Row):
+        value = value.asDict(True)
+    if isinstance(value, dict):
+        return sorted((str(key), repr(shown(item))) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return [shown(item) for item in value]
+    if isinstance(value, (float, Decimal)):
+        return round(float(value), 9)
+    if isinstance(value, datetime):
+        return value.isoformat().removesuffix("T00:00:00")
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def kind(sql_type: str) -> str:
+    """What a type holds, by the name that DuckDB gives it."""
+    known = re.sub(INTEGERS, "INTEGER", sql_type.replace('"', ""))
+    known = re.sub(r"DECIMAL\(\d+, ?\d+\)|FLOAT", "DOUBLE", known)
+    return re.sub(r"ENUM\(.*?\)|JSON|UUID", "VARCHAR", known)
+
+
+@pytest.mark.parametrize("fixture", params())
+def test_spark_equals_duckdb(fixture, spark, con, in_order, plain):
+    if fixture.name in OTHERWISE:
+        pytest.skip(OTHERWISE[fixture.name])
+    reason = refusal(spark.spark, fixture)
+    if reason is not None:
+        pytest.skip(f"Spark cannot express it: {reason}")
+    names, types, rows, left = rows_of(con, fixture)
+    frame = spark.sql(in_spark(fixture.sql))
+    found = [shown(tuple(row)) for row in frame.collect()]
+    asked = spark.last_query
+    assert asked.decisions == [], "it was not planned"
+    assert ("in place, chunk by chunk" in asked.plan) == fixture.in_place
+    if fixture.first is None:
+        columns = [(name.lower(), kind(str(sql_type))) for name, sql_type in zip(names, types)]
+        own = [(field.name.lower(), kind(duckdb_type(field.dataType))) for field in frame.schema.fields]
+        assert sorted(own) == sorted(columns)
+        if own != columns:  # USING puts its column first
+            places = [own.index(column) for column in columns]
+            found = [[row[place] for place in places] for row in found]
+        wanted = [shown(row) for row in rows]
+        ordered = fixture.ordered and "ORDER BY" in fixture.sql
+        assert (found if ordered else sorted(found, key=repr)) == (wanted if ordered else sorted(wanted, key=repr))
+    if fixture.then is not None:
+        written = [shown(tuple(row)) for row in spark.spark.sql(in_spark(fixture.then)).collect()]
+        assert sorted(written, key=repr) == sorted((shown(row) for row in left), key=repr)
+    rows_of(in_order, fixture)
+    most = in_order.last_query.model_calls
+    if fixture.calls is not None:
+        ((calls,),) = plain.sql(fixture.calls).fetchall()
+        # A count that depends on the order of filters, or on stopping early, is at most that without.
+        assert asked.model_calls == calls or (most != calls and asked.model_calls <= most)
+    assert asked.model_calls <= most
+
+
+@pytest.mark.spark_cluster
+def test_what_spark_cannot_express(spark):
+    refused = Counter(reason for fixture in FIXTURES if (reason := refusal(spark.spark, fixture)) is not None)
+    print(refused.most_common())
+    assert dict(refused) == REFUSED
+    assert len(FIXTURES) - refused.total() - len(OTHERWISE) >= 400
+
+
+def both(spark, con, sql, in_duckdb=None, **kwargs):
+    """The rows of a statement in Spark, which are those of DuckDB, and are asked once."""
+    wanted = [shown(row) for row in con.sql(in_duckdb or sql).fetchall()]
+    frame = spark.sql(sql, **kwargs)
+    found = [shown(tuple(row)) for row in frame.collect()]
+    assert spark.last_query.decisions == []
+    assert sorted(found, key=repr) == sorted(wanted, key=repr)
+    assert spark.last_query.model_calls == con.last_query.model_calls
+    return frame
+
+
+class TestWhatFixturesLack:
+    @pytest.mark.parametrize(
+        "call",
+        [
+            "llm_agg('Sum', body ORDER BY review_id DESC)",
+            "llm_agg('Sum', author)",
+            "llm_agg('Sum', author ORDER BY rating DESC NULLS LAST, verified, review_id)",
+            "llm_agg(DISTINCT 'Sum', body, author ORDER BY written NULLS LAST) FILTER (WHERE rating > 2)",
+        ],
+    )
+    def test_llm_agg(self, spark, con, call):
+        sql = f"SELECT product_id, {call} AS text FROM reviews WHERE product_id < 5 GROUP BY product_id"
+        both(spark, con, sql, sql.replace("author)", "author ORDER BY author)"))  # DuckDB's tables have an order
+
+    def test_llm_agg_over_a_window_and_in_having(self, spark, con):
+        window = "llm_agg('Sum', title ORDER BY product_id) OVER (PARTITION BY category)"
+        both(spark, con, f"SELECT product_id, {window} AS text FROM products")
+        having = "HAVING llm_agg('Sum', title ORDER BY product_id) > 'Sum 5'"
+        both(spark, con, f"SELECT category, count(*) AS n FROM products GROUP BY category {having}")
+
+    def test_llm_agg_of_a_list(self, spark):
+        listed = "llm_agg('Sum', sort_array(collect_list(title)))"
+        rows = spark.sql(f"SELECT category, {listed} AS text FROM products GROUP BY category")
+        wanted = "llm_agg('Sum', title AS rows)"
+        assert {tuple(row) for row in rows.collect()} == {
+            tuple(row)
+            for row in spark.sql(f"SELECT category, {wanted} AS text FROM products GROUP BY category").collect()
+        }
+
+    def test_parameters_by_name_and_by_place(self, spark, con):
+        wanted = "SELECT llm('Say', title) AS t FROM products WHERE product_id < 4 AND llm_filter('Is it?', category)"
+        sql = wanted.replace("4", "{}").replace("'Is it?'", "{}")
+        both(spark, con, sql.format(":most", ":prompt"), wanted, args={"most": 4, "prompt": "Is it?"})
+        both(spark, con, sql.format("?", "?"), wanted, args=[4, "Is it?"])
+
+    def test_names_in_any_case_and_backticks(self, spark, con):
+        wanted = 'SELECT "a b" AS "A`b", llm(\'Say\', "Ünï", "q""uote") AS Said FROM odd AS "o d" WHERE "a b" > 0'
+        sql = (
+            "SELECT `A B` AS `A``b`, LLM('Say', `o d`.`Ünï`, `q\"uote`) AS Said FROM ODD AS `o d` WHERE `o d`.`a b` > 0"
+        )
+        assert both(spark, con, sql, wanted).columns == ["A`b", "Said"]
+
+    @pytest.mark.parametrize(
+        ("sql_type", "said", "wanted"),
+        [
+            ("INTEGER", "7", 7),
+            ("INT", "seven", None),
+            ("DOUBLE", "2.5", 2.5),
+            ("BOOLEAN", "true", True),
+            ("DATE", "2024-02-29", date(2024, 2, 29)),
+            ("DECIMAL(6, 2)", "12.5", Decimal("12.50")),
+            ("ARRAY<STRING>", '["a", "b"]', ["a", "b"]),
+            ("STRUCT<name: STRING, size: INT>", '{"name": "x", "size": 3}', Row(name="x", size=3)),
+            ("STRUCT(name VARCHAR, tags VARCHAR[])", '{"name": "x", "tags": []}', Row(name="x", tags=[])),
+        ],
+    )
+    def test_types_of_answers(self, spark, sql_type, said, wanted):
+        session = llmsql.spark.register(spark.spark.newSession(), model=FakeModel(lambda *call: said))
+        call = f"llm('Which?', v, return_type => '{sql_type}')"
+        frame = session.sql(f"SELECT {call} AS x FROM VALUES ('a') AS t(v) WHERE {call} IS NULL OR {call} = {call}")
+        assert [row.x for row in frame.collect()] == [wanted]
+        assert session.last_query.model_calls == 1
+
+    def test_expressions_that_raise_for_rows_that_are_not_asked(self, spark):
+        rows = "(VALUES (1, '5', 0), (2, 'x', 0), (3, '4', 2)) AS t(id, n, zero)"
+        for argument in ("CAST(n AS INT)", "6 / zero", "6 % zero", "-CAST(n AS INT) + 1", "element_at(array(n), zero)"):
+            case = f"CASE WHEN id = 3 THEN llm('Say', coalesce({argument}, 1)) END"
+            if "element_at" in argument:
+                case = case.replace("zero", "zero - 1")
+            frame = spark.sql(f"SELECT id, {case} AS text FROM {rows} ORDER BY id")
+            assert [row.text is None for row in frame.collect()] == [True, True, False]
+            assert spark.last_query.decisions == []
+            assert spark.last_query.model_calls == 1
+
+    def test_a_condition_that_raises_after_a_call(self, spark):
+        rows = "(VALUES (1, '5'), (2, 'x'), (3, '4')) AS t(id, n)"
+        sql = f"SELECT id FROM {rows} WHERE llm_filter('Say', id) IS NOT NULL AND n <> 'x' AND try_cast(n AS INT) > 4"
+        assert [tuple(row) for row in spark.sql(sql).collect()] == [(1,)]
+
+    def test_views_and_functions_of_the_session(self, spark, con):
+        spark.sql("CREATE OR REPLACE TEMP VIEW loud AS SELECT review_id, upper(body) AS body FROM reviews")
+        spark.sql("CREATE OR REPLACE TEMPORARY FUNCTION twice(x STRING) RETURNS STRING RETURN x || x")
+        spark.udf.register("reversed", lambda text: text[::-1])
+        wanted = "SELECT llm('Say', upper(body || body), reverse(body)) AS t FROM reviews WHERE review_id < 9"
+        sql = "SELECT llm('Say', twice(body), reversed(lower(body))) AS t FROM loud WHERE review_id < 9"
+        both(spark, con, sql, wanted)
+
+    def test_a_view_with_calls(self, spark):
+        spark.sql("CREATE OR REPLACE TEMP VIEW judged AS SELECT title, llm('Say', title) AS said FROM products")
+        wanted = spark.sql("SELECT title, llm('Say', title) AS said FROM products").collect()
+        assert sorted(spark.table("judged").collect()) == sorted(wanted)
+
+    def test_what_spark_has_no_tables_for_says_so(self, spark):
+        spark.sql("CREATE TABLE written USING parquet AS SELECT product_id, title FROM products WHERE product_id < 3")
+        try:
+            for sql in (
+                "UPDATE written SET title = llm('Say', title)",
+                "DELETE FROM written WHERE llm_filter('Is it?', title)",
+            ):
+                with pytest.raises(QueryError, match=r"(UPDATE|DELETE) with LLM calls runs as Spark itself can run it"):
+                    spark.sql(sql).collect()
+        finally:
+            spark.sql("DROP TABLE written")
