@@ -205,5 +205,5 @@ def test_example(capsys, monkeypatch):
     example.main(["--rows", "40"])
     said = capsys.readouterr().out
     assert "complaints" in said
-    assert "|about" in said
+    assert "about|count" in said.replace(" ", "")
     assert "llm_filter" in said

@@ -16,9 +16,11 @@ from llmsql.functions import FUNCTIONS
 from llmsql.planner.plan import Stage
 from llmsql.planner.scratch_names import fresh_name
 from llmsql.spark.asking import ask
+from llmsql.spark.connect import ask_over_connect
 from llmsql.spark.counters import note_query
 from llmsql.spark.kept_frames import kept_frames
 from llmsql.spark.llm_column import LlmColumn, call_of
+from llmsql.spark.requirements import is_connect
 from llmsql.spark.running import Running
 from llmsql.spark.stage_function import COUNT, VALUE
 from llmsql.statistics import QueryStatistics, StageStatistics
@@ -78,10 +80,13 @@ def _answered(frame: DataFrame, llm: LlmColumn) -> tuple[DataFrame, str, list[st
         raise CallError("with_llm, where_llm: a stream has no end: use the function as a column, or foreachBatch")
     started = time.perf_counter()
     registration = llm.registration
+    over_connect = is_connect(frame.sparkSession)
     kept = kept_frames(frame.sparkSession)
     kept.sweep()
     frames: list[DataFrame] = []
-    if not _is_stable(frame):
+    if over_connect:  # where nothing tells whether it is stable
+        frame = frame.localCheckpoint()
+    elif not _is_stable(frame):
         frame = frame.persist(StorageLevel.MEMORY_AND_DISK)
         frames.append(frame)
     prefix = fresh_name("answers")
@@ -109,8 +114,11 @@ def _answered(frame: DataFrame, llm: LlmColumn) -> tuple[DataFrame, str, list[st
     statistics = QueryStatistics(stages=[StageStatistics(call=stage.call_sql, place=stage.place)])
     note_query(frame.sparkSession, statistics)
     try:
-        with Running(frame.sparkSession, registration.settings, statistics) as running:
-            answers = ask(asked, stage, registration, statistics.stages[0], running, frames)
+        if over_connect:
+            answers = ask_over_connect(asked, stage, registration)
+        else:
+            with Running(frame.sparkSession, registration.settings, statistics) as running:
+                answers = ask(asked, stage, registration, statistics.stages[0], running, frames)
     except BaseException:
         for one in frames:
             one.unpersist()

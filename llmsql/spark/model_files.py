@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from pyspark import SparkFiles
+from pyspark import SparkContext, SparkFiles
 
 from llmsql import models
 from llmsql.errors import ModelError
@@ -14,12 +14,10 @@ from llmsql.errors import ModelError
 BROUGHT = "spark-files:"  # before the name of a folder among the files that Spark brings to executors
 
 
-def portable_name(name: str | os.PathLike[str], *, brought: bool = True) -> str:
+def portable_name(name: str | os.PathLike[str]) -> str:
     """The name of a model as workers can open it: a hub id, an absolute folder, 'demo', or one that Spark brings.
 
-    Args:
-        name: what the user calls it.
-        brought: whether folders that Spark brings to its executors (`addArchive`, `spark.archives`, `addFile`) count.
+    Folders that Spark brings to its executors (`addArchive`, `spark.archives`, `addFile`) count before hub ids.
 
     Raises:
         ModelError: there is no such folder, or it lacks weights or tokenizer.
@@ -29,7 +27,8 @@ def portable_name(name: str | os.PathLike[str], *, brought: bool = True) -> str:
         models.resolve(text)
         return models.DEMO  # its folder is inside the package, which may be elsewhere on a worker
     relative = Path(text)
-    if brought and text.strip() and not relative.is_absolute() and not relative.expanduser().exists():
+    has_files = SparkContext._active_spark_context is not None  # not over Spark Connect
+    if has_files and text.strip() and not relative.is_absolute() and not relative.expanduser().exists():
         folder = str(SparkFiles.get(text))
         if os.path.isdir(folder):
             models.resolve(folder)

@@ -39,7 +39,7 @@ class PartitionFunction:
     call: Call | None
     model: str | Model
     settings: Settings
-    counters: Accumulator[Counters]
+    counters: Accumulator[Counters] | None  # none over Spark Connect
     in_place: bool = False
     allowance: Allowance = field(default_factory=Allowance)
 
@@ -64,7 +64,8 @@ class PartitionFunction:
                 with report.watching(statistics):
                     return evaluate(call, fields, model, self.settings, statistics, prompts=prompts)
             finally:
-                count(self.counters, call, fields.num_rows, statistics)
+                if self.counters is not None:
+                    count(self.counters, call, fields.num_rows, statistics)
 
         if self.in_place:
             return answer_in_place(columns, ask)

@@ -22,8 +22,8 @@ from llmsql.spark.counters import Counters, make_counters, read_counters
 from llmsql.spark.desk import desk_of
 from llmsql.spark.model_files import portable_name
 from llmsql.spark.partition import PartitionFunction
-from llmsql.spark.requirements import CONNECT, is_connect, pyspark_version
 from llmsql.spark.reports import Allowance
+from llmsql.spark.requirements import CONNECT, is_connect, pyspark_version
 from llmsql.spark.user_functions import call_function, user_function
 from llmsql.statistics import QueryStatistics
 
@@ -150,23 +150,27 @@ def last_registration() -> Registration:
     return _last
 
 
-def _for_workers(settings: Settings, context: SparkContext) -> Settings:
+def _for_workers(settings: Settings, context: SparkContext | None) -> Settings:
     """The settings as workers are to use them: what is left open is settled here, where the driver's variables are."""
     if settings.address is not None and settings.token is None:
         settings = settings.changed(token=os.environ.get("LLMSQL_TOKEN") or None)
     if settings.engine is None and sys.platform != "win32":
         settings = settings.changed(engine=NODE)
-    if settings.engine == NODE and settings.engine_threads is None:
+    if settings.engine == NODE and settings.engine_threads is None and context is not None:
         local = re.fullmatch(r"local\[(\d+)(,.*)?\]", context.master)
         cores = local[1] if local else context.getConf().get("spark.executor.cores")
         settings = settings.changed(engine_threads=int(cores) if cores else None)
     return settings
 
 
-def _portable_model(model: str | os.PathLike[str] | Model | None, settings: Settings) -> str | Model:
+def _portable_model(
+    model: str | os.PathLike[str] | Model | None, settings: Settings, over_connect: bool
+) -> str | Model:
     """A name as in `portable_name`, or an object that answers and pickles."""
     if settings.address is not None and (model is None or isinstance(model, (str, os.PathLike))):
         return "" if model is None else os.fspath(model)
+    if over_connect and isinstance(model, (str, os.PathLike)) and os.path.isabs(model):
+        return os.fspath(model)  # on the machines of the server
     if model is None or isinstance(model, (str, os.PathLike)):
         return portable_name(models.DEMO if model is None else model)
     answering = models.open_model(model, settings)

@@ -11,6 +11,7 @@ from pathlib import Path
 from llmsql.errors import LlmsqlError
 
 MINIMUM_PYSPARK = (3, 5)
+CONNECT = (4, 0)  # the first Spark Connect whose DataFrames are of the same classes, and can be checkpointed
 ARROW_UDF = (4, 1)  # the first Spark that has iterator UDFs over Arrow
 MINIMUM_JAVA = 17  # also of Spark 3.5, which could do with less
 # Spark 4 asks for this module at its start; some cut-down Java runtimes lack it.
@@ -43,6 +44,11 @@ def check_pyspark() -> None:
         raise LlmsqlError(
             f"llmsql.spark needs pyspark {wanted} or later, found {version}: pip install --upgrade 'llmsql[spark]'"
         )
+
+
+def is_connect(spark: object) -> bool:
+    """Whether a session is one of Spark Connect, which has no JVM beside it."""
+    return type(spark).__module__.startswith("pyspark.sql.connect.")
 
 
 def check_java() -> str:
