@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from sqlglot import exp
@@ -296,7 +295,7 @@ def _clear_refusals(text: str) -> Iterator[None]:
     found = CHANGING.match(text) if mentions_llm_call(text) else None
     try:
         yield
-    except (PySparkException, Py4JError) as problem:
+    except Exception as problem:  # also Py4J's own
         if found is None:
             raise
         reason = re.search(r"Exception: (.*)", str(problem))
