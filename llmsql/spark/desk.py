@@ -87,20 +87,20 @@ class Account:
         self.budget.tokens += _tokens(part) - (0 if before is None else _tokens(before))
 
     def _grant(self, stage: str, attempt: Attempt, part: StageStatistics, message: dict[str, Any]) -> None:
+        call = Call(str(message["function"]), None)
         if "takes" in message:
-            function, rows = message["takes"]
+            rows = int(message["takes"])
             for other, taken in list(self._taken.items()):
                 again = other[0] == stage and other[1][:2] == attempt[:2] and other[1] != attempt
                 if again:  # an attempt that failed counts with what it asked
                     asked = min(taken, self._parts[other].asked)
                     self._taken[other] = asked
                     self.budget.rows -= taken - asked
-            self._taken[stage, attempt] = self._taken.get((stage, attempt), 0) + int(rows)
-            self.budget.take_rows(Call(function, None), int(rows))
+            self._taken[stage, attempt] = self._taken.get((stage, attempt), 0) + rows
+            self.budget.take_rows(call, rows)
         if "expects" in message:
-            function, *estimate = message["expects"]
-            self.budget.expect_tokens(Call(function, None), Estimate(*map(int, estimate)))
-        self.budget.check(Call("llm", None))
+            self.budget.expect_tokens(call, Estimate(*map(int, message["expects"])))
+        self.budget.check(call)
 
 
 class Desk:

@@ -16,7 +16,7 @@ from llmsql.model import Model
 from llmsql.models import ModelSet
 from llmsql.operator import evaluate
 from llmsql.settings import Settings
-from llmsql.spark.counters import Counters, count
+from llmsql.spark.counters import IN_PLACE, Counters, count
 from llmsql.spark.reports import Allowance, Report
 from llmsql.spark.worker_models import worker_models
 from llmsql.statistics import StageStatistics
@@ -50,7 +50,7 @@ class PartitionFunction:
         once, and all of them are ordered together.
         """
         models: ModelSet | None = None
-        with closing(Report(self.allowance, "in place")) as report:
+        with closing(Report(self.allowance, IN_PLACE, self.name)) as report:
             for columns, lengths in _buffered(batches, self.settings.batch_rows):
                 if models is None:  # an empty partition loads no model
                     models = worker_models(self.model, self.settings)
@@ -58,7 +58,7 @@ class PartitionFunction:
 
     def _answer(self, columns: list[pa.ChunkedArray], models: ModelSet, report: Report) -> pa.Array:
         def ask(call: Call, fields: pa.Table, prompts: pa.ChunkedArray | None = None) -> pa.Array:
-            statistics = StageStatistics(call=f"{call.function}({call.prompt or '…'})", place="in place")
+            statistics = StageStatistics(call=f"{call.function}({call.prompt or '…'})", place=IN_PLACE)
             model = models.get(call.model, report)
             try:
                 with report.watching(statistics):

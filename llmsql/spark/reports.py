@@ -60,13 +60,14 @@ class Report(Budget):
 
     Args:
         allowance: see there.
-        stage: what the task works on, for the driver.
+        stage, function: what the task works on, and which function that is, for the driver.
     """
 
-    def __init__(self, allowance: Allowance, stage: str):
+    def __init__(self, allowance: Allowance, stage: str, function: str = "llm"):
         super().__init__(allowance.max_rows, allowance.max_tokens, allowance.max_seconds)
         self._line = allowance.line
         self._stage = stage
+        self._function = function
         self._attempt = Attempt.here()
         self._parts: list[StageStatistics] = []
         self._done = 0
@@ -104,12 +105,12 @@ class Report(Budget):
 
     def take_rows(self, call: Call, rows: int) -> None:
         """See `Budget.take_rows`."""
-        if not self._exchange({"takes": [call.function, rows]}):
+        if not self._exchange({"takes": rows}):
             super().take_rows(call, rows)
 
     def expect_tokens(self, call: Call, estimate: Estimate) -> None:
         """See `Budget.expect_tokens`."""
-        expected = [call.function, estimate.rows, estimate.prompt_tokens, estimate.computed_tokens]
+        expected = [estimate.rows, estimate.prompt_tokens, estimate.computed_tokens]
         if not self._exchange({"expects": expected}):
             super().expect_tokens(call, estimate)
 
@@ -142,7 +143,8 @@ class Report(Budget):
         total = together(self._parts)
         counted = {name: getattr(total, name) for name in TOLD}
         counted["started"] = sum(part.started for part in self._parts)
-        message |= {"stage": self._stage, "attempt": list(self._attempt), "counted": counted, "done": self._done}
+        message |= {"stage": self._stage, "function": self._function}
+        message |= {"attempt": list(self._attempt), "counted": counted, "done": self._done}
         message |= {"token": self._line.token, "account": self._line.account}
         if not self._line.account:
             message |= {"account": _query(), "limits": [self.max_rows, self.max_tokens, self.max_seconds]}

@@ -39,7 +39,7 @@ class StageFunction:
 
     def batches(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The argument columns of the batches and `value`; up to `settings.batch_rows` rows are asked at a time."""
-        with closing(Report(self.allowance, self.stage.name)) as report:
+        with closing(Report(self.allowance, self.stage.name, self.stage.call.function)) as report:
             for table in _buffered(batches, self.settings.batch_rows):
                 arguments = table.select(list(self.stage.columns))
                 answered = arguments.append_column(VALUE, self._values(arguments, table.column(COUNT), report))
