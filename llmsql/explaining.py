@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmsql.dry_run import DryRun
 from llmsql.execution import PlanRunner
+from llmsql.forecast import DryRun
 from llmsql.planner import Plan
 from llmsql.statistics import QueryStatistics, StageStatistics
 

@@ -14,9 +14,9 @@ import duckdb
 import pyarrow as pa
 
 from llmsql import models
-from llmsql.dry_run import DryRun
 from llmsql.duckdb_functions import ChunkFunctions
 from llmsql.errors import ClosedError, LlmsqlError, SettingError
+from llmsql.forecast import DryRun
 from llmsql.interruption import Interruption
 from llmsql.model import Model
 from llmsql.planner.calls import has_llm_call

@@ -14,12 +14,13 @@ from sqlglot import exp
 
 from llmsql.answer_tables import Run
 from llmsql.budget import Budget
-from llmsql.dry_run import DryRun, DryRunner
+from llmsql.dry_run import DryRunner
 from llmsql.duckdb_catalog import DuckDBCatalog
 from llmsql.duckdb_functions import ChunkFunctions
 from llmsql.execution import PlanRunner
 from llmsql.explaining import analyzed_rows, explain_rows
 from llmsql.failures import warn_of_failures
+from llmsql.forecast import DryRun
 from llmsql.interruption import Interruption
 from llmsql.models import ModelSet
 from llmsql.planner import Plan, Switches, plan_statement

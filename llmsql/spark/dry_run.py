@@ -9,8 +9,9 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from llmsql.dry_run import EXACT, DryRun, Guesses, least_certain, tolerant
+from llmsql.forecast import EXACT, DryRun
 from llmsql.functions import Call
+from llmsql.guesses import Guesses, least_certain, tolerant
 from llmsql.model import Model
 from llmsql.planner import Filters, Materialise, Plan, Stage
 from llmsql.planner.plan import ROW_NUMBER

@@ -14,10 +14,10 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from sqlglot import exp
 
-from llmsql.dry_run import DryRun
 from llmsql.errors import QueryError
 from llmsql.explaining import forecast_text
 from llmsql.failures import warn_of_failures
+from llmsql.forecast import DryRun
 from llmsql.model import Model
 from llmsql.planner import Plan, Switches, plan_statement
 from llmsql.planner.calls import has_llm_call
