@@ -37,7 +37,7 @@ class NativeLinear:
 
 
 class NativeGate:
-    """The gated half of an MLP in one pass: results of the gate meet those of the other module while they are at hand."""
+    """The gated half of an MLP in one pass: results of the gate meet those of the other while they are at hand."""
 
     def __init__(self, gate: nn.Linear, up: nn.Linear, activation: str) -> None:
         self._gate, self._up = NativeLinear([gate]), NativeLinear([up])

@@ -55,7 +55,8 @@ def _common(call: Call, settings: Settings) -> dict[str, Any]:
         pinned=not call.reorder,
         dtype=settings.dtype,
         # Who switches an optimisation off wants to see answers that were made without it.
-        off=[name for name in SWITCHES if not getattr(settings, name)],
+        off=[name for name in SWITCHES if not getattr(settings, name)]
+        + ([settings.kernels] if settings.kernels != "auto" else []),
     )
     return shown
 

@@ -13,7 +13,16 @@ from llmsql.errors import SettingError
 from llmsql.result_cache import DEFAULT_SIZE
 
 ENGINE_SWITCHES = ("prefix_sharing", "share_in_step", "prefix_cache", "cascade", "fused", "forced_tokens")
-ENGINE_SETTINGS = ("device", "dtype", "kv_memory", "max_batch_tokens", *ENGINE_SWITCHES, "trust_remote_code")
+KERNELS = ("auto", "triton", "native", "torch")
+ENGINE_SETTINGS = (
+    "device",
+    "dtype",
+    "kernels",
+    "kv_memory",
+    "max_batch_tokens",
+    *ENGINE_SWITCHES,
+    "trust_remote_code",
+)
 # Where an engine is: in this process, in one process per machine, or at an address of Arrow Flight.
 PROCESS, NODE = "process", "node"
 ADDRESSES = ("grpc://", "grpc+tcp://", "grpc+tls://", "grpc+unix://")
@@ -53,6 +62,8 @@ class Settings:
         cached_first: in Spark, find the answers that are kept before the other rows are cut into partitions.
     Engine:
         device: 'auto', 'cpu', 'cuda', 'cuda:1'; dtype: 'auto', 'float32', 'bfloat16', 'float16'.
+        kernels: 'auto' is Triton's on CUDA, on a CPU those in C++ where there is a compiler, and torch's operators
+            elsewhere; 'triton', 'native' (C++) and 'torch' name one.
         kv_memory: bytes for the KV cache, or a text such as '2GiB'; None takes a share of free memory.
         max_batch_tokens: tokens per step of the engine.
         prefix_sharing: compute the KV of a shared prefix once; share_in_step: also for rows that begin in the same
@@ -93,6 +104,7 @@ class Settings:
     cached_first: bool = True
     device: str = "auto"
     dtype: str = "auto"
+    kernels: str = "auto"
     kv_memory: int | str | None = None
     max_batch_tokens: int | None = None
     prefix_sharing: bool = True
@@ -168,6 +180,9 @@ class Settings:
         self.cache_bytes()
         if self.on_error not in ("null", "fail"):
             raise SettingError(f"setting 'on_error' must be 'null' or 'fail', not {self.on_error!r}")
+        if self.kernels not in KERNELS:
+            known = ", ".join(map(repr, KERNELS))
+            raise SettingError(f"setting 'kernels' must be one of {known}, not {self.kernels!r}")
         self._validate_place()
 
     def _validate_place(self) -> None:

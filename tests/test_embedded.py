@@ -49,6 +49,7 @@ def answers(reviews, sql=SQL, **settings):
     [
         {"prefix_sharing": False, "cascade": False},
         {"share_in_step": False, "prefix_cache": False, "fused": False, "forced_tokens": False},
+        {"kernels": "torch"},
         {"cascade": False},
         {"reorder": False},
         {"deduplicate": False},

@@ -39,7 +39,7 @@ def serve(arguments: Sequence[str]) -> int:
 def served_fingerprint(model: EmbeddedModel, settings: Settings) -> bytes:
     """The model's own fingerprint, as clients would know it from its files, unless settings change its answers."""
     own = models.files_fingerprint(model)
-    names = ("dtype", *ENGINE_SWITCHES)
+    names = ("dtype", "kernels", *ENGINE_SWITCHES)
     changed = {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(Settings(), name)}
     return hashlib.blake2b(own + json.dumps(changed).encode(), digest_size=16).digest() if changed else own
 
