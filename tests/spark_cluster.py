@@ -33,6 +33,7 @@ MARK = "LLMSQL_TEST_CLUSTER"
 START = 120  # seconds for a process to be there, on a busy machine
 WAIT = 150  # seconds until a test says that something hangs
 LOOK = 0.05
+PATIENCE = 900  # seconds without a word after which Spark gives a process up; one that ends is noticed at once
 JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss512k"
 PR_SET_PDEATHSIG = 1
 
@@ -131,7 +132,7 @@ class SparkCluster:
             "SPARK_LOCAL_HOSTNAME": "127.0.0.1",
             "SPARK_LOCAL_DIRS": str(local),
             "SPARK_DAEMON_MEMORY": "256m",
-            "SPARK_DAEMON_JAVA_OPTS": JAVA_OPTIONS,
+            "SPARK_DAEMON_JAVA_OPTS": f"{JAVA_OPTIONS} -Dspark.worker.timeout={PATIENCE}",
             MARK: self.mark,
             **environment,
         }
@@ -241,6 +242,7 @@ def session(url: str, folder: Path, settings: Mapping[str, Any]) -> SparkSession
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.memory": "512m",
         "spark.driver.extraJavaOptions": JAVA_OPTIONS,
+        "spark.network.timeout": f"{PATIENCE}s",
         "spark.executor.memory": "640m",
         "spark.executor.extraJavaOptions": JAVA_OPTIONS,
         "spark.sql.codegen.wholeStage": "false",
