@@ -121,7 +121,7 @@ class DuckDBCatalog:
                 raise QueryError(shown(problem)) from problem
         return self._constants[sql]
 
-    def attempt(self, expression: exp.Expression, is_text: IsText) -> exp.Expression:
+    def attempt(self, expression: exp.Expression, is_text: IsText, *, wholly: bool = True) -> exp.Expression:
         """See `Catalog.attempt`."""
         return exp.Try(this=expression)
 

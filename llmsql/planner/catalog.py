@@ -57,8 +57,11 @@ class Catalog(Protocol):
         """
         ...
 
-    def attempt(self, expression: exp.Expression, is_text: IsText) -> exp.Expression | None:
-        """The expression, NULL where evaluating it raises; None where the SQL engine has no way to say so."""
+    def attempt(self, expression: exp.Expression, is_text: IsText, *, wholly: bool = True) -> exp.Expression | None:
+        """The expression, NULL where evaluating it raises; None where the SQL engine has no way to say so.
+
+        `wholly=False` lets parts raise for which it has none.
+        """
         ...
 
     def is_volatile(self, function: str) -> bool:

@@ -20,19 +20,23 @@ REMAINDERS = (exp.Mod, exp.IntDiv)  # raise for a divisor of zero alone
 # Functions that raise for no value in Spark, beside those of all engines.
 TOTAL: tuple[type[exp.Expression], ...] = (
     *(exp.Alias, exp.Var, exp.Interval, exp.Substring, exp.Left, exp.Right, exp.Replace, exp.Contains, exp.EndsWith),
-    *(exp.Year, exp.Month, exp.Day, exp.Hour, exp.Minute, exp.Second, exp.Greatest, exp.Least, exp.ConcatWs),
-    *(exp.ArraySize, exp.ArrayContains, exp.JSONExtractScalar, exp.PropertyEQ, exp.Kwarg),
+    *(exp.ConcatWs, exp.ArraySize, exp.ArrayContains, exp.JSONExtractScalar, exp.PropertyEQ, exp.Kwarg),
 )
 
 
-def attempted(expression: exp.Expression, is_text: IsText) -> exp.Expression | None:
+def attempted(expression: exp.Expression, is_text: IsText, *, wholly: bool = True) -> exp.Expression | None:
     """A copy of the expression, NULL where evaluating it raises; None where Spark has no form for a part of it.
 
+    Args:
+        expression: of one row; no LLM call in it.
+        is_text: whether a column or a parameter holds texts.
+        wholly: False leaves such a part as it is.
+
     >>> import sqlglot
-    >>> attempted(sqlglot.parse_one("CAST(a AS INT) / b", dialect="spark"), lambda column: None).sql(dialect="spark")
+    >>> attempted(sqlglot.parse_one("CAST(a AS INT) / b", dialect="spark"), lambda column: False).sql(dialect="spark")
     'TRY_DIVIDE(TRY_CAST(a AS INT), b)'
     """
-    if not all(_is_known(node, is_text) for node in expression.walk()):
+    if wholly and not all(_is_known(node, is_text) for node in expression.walk()):
         return None
     return _attempt(expression.copy())
 
@@ -40,15 +44,21 @@ def attempted(expression: exp.Expression, is_text: IsText) -> exp.Expression | N
 def _is_known(node: exp.Expression, is_text: IsText) -> bool:
     if isinstance(node, COMPARING):
         return compares_alike(node, is_text)
-    return isinstance(node, (*SAFE, *TOTAL, *ARITHMETIC, *REMAINDERS, exp.Cast, exp.Neg)) or _is_item(node)
+    if isinstance(node, (*ARITHMETIC, *REMAINDERS, exp.Neg)):  # a text would be cast first
+        return all(_is_no_text(operand.unnest(), is_text) for operand in node.iter_expressions())
+    if isinstance(node, exp.Bracket):  # x[0] may be of an array, and out of its bounds
+        return isinstance(node.expressions[0], exp.Literal) and bool(node.expressions[0].is_string)
+    return isinstance(node, (*SAFE, *TOTAL, exp.Cast))
 
 
-def _is_item(node: exp.Expression) -> bool:
-    """Whether the node is an item by `element_at`, or by a text, which a map has or has not; x[0] may be of either."""
-    if not isinstance(node, exp.Bracket):
-        return False
-    key = node.expressions[0]
-    return bool(node.args.get("offset")) or (isinstance(key, exp.Literal) and bool(key.is_string))
+def _is_no_text(operand: exp.Expression, is_text: IsText) -> bool:
+    if isinstance(operand, (exp.Column, exp.Placeholder)):
+        return is_text(operand) is False
+    if isinstance(operand, exp.Literal):
+        return not operand.is_string
+    if isinstance(operand, exp.Cast):
+        return not operand.to.is_type(*exp.DataType.TEXT_TYPES)
+    return isinstance(operand, (*ARITHMETIC, *REMAINDERS, exp.Neg, exp.Interval, exp.Length, exp.ArraySize))
 
 
 def _attempt(node: exp.Expression) -> exp.Expression:
@@ -65,7 +75,7 @@ def _attempt(node: exp.Expression) -> exp.Expression:
     if isinstance(node, exp.Neg) and not isinstance(node.this, exp.Literal):
         return exp.Anonymous(this="try_subtract", expressions=[exp.Literal.number(0), node.this])
     if isinstance(node, exp.Bracket) and node.args.get("offset"):
-        node.set("safe", True)  # try_element_at
+        node.set("safe", True)  # try_element_at; it raises for an index of zero alone
     if isinstance(node, exp.Cast):
         return exp.TryCast(this=node.this, to=node.to, safe=True)
     return node

@@ -114,9 +114,9 @@ class SparkCatalog:
             raise QueryError(shown(problem)) from problem
         return value.asDict(recursive=True) if isinstance(value, T.Row) else value
 
-    def attempt(self, expression: exp.Expression, is_text: IsText) -> exp.Expression | None:
+    def attempt(self, expression: exp.Expression, is_text: IsText, *, wholly: bool = True) -> exp.Expression | None:
         """See `Catalog.attempt`."""
-        return attempted(expression, is_text)
+        return attempted(expression, is_text, wholly=wholly)
 
     def is_volatile(self, function: str) -> bool:
         """See `Catalog.is_volatile`."""

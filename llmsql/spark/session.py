@@ -47,6 +47,7 @@ Parameters = Sequence[Any] | Mapping[str, Any] | None
 T = TypeVar("T")
 EXPLAIN = re.compile(r"\s*EXPLAIN\b\s*(EXTENDED\b|CODEGEN\b|COST\b|FORMATTED\b)?\s*", re.IGNORECASE)
 CHANGING = re.compile(r"\s*(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+IN_LAMBDA = "LAMBDA_FUNCTION_WITH_PYTHON_UDF"
 PLANNED = (exp.Query, exp.Create, exp.Insert)  # the statements that are planned
 
 LOG = logging.getLogger(__name__)
@@ -231,6 +232,9 @@ class PlanningSession:
     def _unplanned(self, problem: Exception, text: str, args: Parameters, tree: exp.Expression) -> DataFrame:
         """The statement with its calls as UDFs, where Spark can run it so."""
         reason = shown(problem)
+        if IN_LAMBDA in reason:
+            reason = "Spark takes no LLM call on the elements of a list: explode the list, ask, and collect it again"
+            raise QueryError(reason) from problem
         try:
             if not isinstance(tree, exp.Query):
                 raise problem
