@@ -17,6 +17,7 @@ ARITHMETIC: dict[type[exp.Expression], str] = {
     exp.Div: "try_divide",
 }
 REMAINDERS = (exp.Mod, exp.IntDiv)  # raise for a divisor of zero alone
+CASTING: tuple[type[exp.Expression], ...] = (*ARITHMETIC, *REMAINDERS, exp.Neg)  # a text would be cast first
 # Functions that raise for no value in Spark, beside those of all engines.
 TOTAL: tuple[type[exp.Expression], ...] = (
     *(exp.Alias, exp.Var, exp.Interval, exp.Substring, exp.Left, exp.Right, exp.Replace, exp.Contains, exp.EndsWith),
@@ -44,7 +45,7 @@ def attempted(expression: exp.Expression, is_text: IsText, *, wholly: bool = Tru
 def _is_known(node: exp.Expression, is_text: IsText) -> bool:
     if isinstance(node, COMPARING):
         return compares_alike(node, is_text)
-    if isinstance(node, (*ARITHMETIC, *REMAINDERS, exp.Neg)):  # a text would be cast first
+    if isinstance(node, CASTING):
         return all(_is_no_text(operand.unnest(), is_text) for operand in node.iter_expressions())
     if isinstance(node, exp.Bracket):  # x[0] may be of an array, and out of its bounds
         return isinstance(node.expressions[0], exp.Literal) and bool(node.expressions[0].is_string)
@@ -58,7 +59,7 @@ def _is_no_text(operand: exp.Expression, is_text: IsText) -> bool:
         return not operand.is_string
     if isinstance(operand, exp.Cast):
         return not operand.to.is_type(*exp.DataType.TEXT_TYPES)
-    return isinstance(operand, (*ARITHMETIC, *REMAINDERS, exp.Neg, exp.Interval, exp.Length, exp.ArraySize))
+    return isinstance(operand, (*CASTING, exp.Interval, exp.Length, exp.ArraySize))
 
 
 def _attempt(node: exp.Expression) -> exp.Expression:
