@@ -83,11 +83,13 @@ def map_function(function: StageFunction) -> Callable[[Iterator[pa.RecordBatch]]
 def _buffered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
     """Consecutive batches of together at least `rows` rows, except for the last."""
     held: list[pa.RecordBatch] = []
+    num_rows = 0
     for batch in batches:
         if batch.num_rows:
             held.append(batch)
-        if sum(one.num_rows for one in held) >= rows:
+            num_rows += batch.num_rows
+        if num_rows >= rows:
             yield pa.Table.from_batches(held)
-            held = []
+            held, num_rows = [], 0
     if held:
         yield pa.Table.from_batches(held)
