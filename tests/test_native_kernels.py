@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,38 @@ def test_a_broken_file_in_the_cache_is_compiled_anew(compiler, afresh):
     kept.write_bytes(b"not a library")
     library.load.cache_clear()
     assert library.load().llmsql_rms_norm
+
+
+@needs_kernels
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
+def test_a_processor_with_narrower_vectors_gives_the_same(afresh, monkeypatch):
+    options = ["-march=x86-64-v3" if option == "-march=native" else option for option in library.OPTIONS]
+    monkeypatch.setattr(library, "OPTIONS", tuple(options))  # AVX2: no AVX-512, no products of bf16
+    assert why_not_native() is None
+    for dtype in DTYPES:
+        check_attention(branching(dtype=dtype, sliding_window=5, softcap=2.0, heads=6, kv_heads=2, head_dim=40))
+        x, weight = torch.randn(9, 70).to(dtype), torch.randn(50, 70).to(dtype)
+        found = linear.linear(x, linear.pack(weight))
+        tolerance = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 2e-2}
+        torch.testing.assert_close(found.double(), x.double() @ weight.double().T, **tolerance)
+        for name in ("norm, residual", "rotary of odd shapes"):
+            monkeypatch.setattr(norm, "rms_norm", operators.rms_norm)
+            monkeypatch.setattr(rotary, "rotary_and_write", operators.rotary_and_write)
+            check(name, dtype, "cpu")
+
+
+@needs_kernels
+def test_old_libraries_leave_the_cache(compiler, afresh):
+    compiler('exec g++ "$@"')
+    folder = Path(os.environ["LLMSQL_KERNEL_CACHE"])
+    folder.mkdir(mode=0o700)
+    for age in range(20):
+        old = folder / f"kernels-{age}.so"
+        old.touch()
+        os.utime(old, (1_000_000 - age, 1_000_000 - age))
+    library.load()
+    assert len(list(folder.iterdir())) == library.KEPT
+    assert (folder / "kernels-0.so").exists()
 
 
 @needs_kernels

@@ -21,6 +21,8 @@ HEADERS = ("packed.h", "vectors.h")
 OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 SECONDS_TO_COMPILE = 120
 """After so long a compiler is given up."""
+KEPT = 8
+"""How many libraries stay in the cache, the latest ones."""
 OPENMP = ("libgomp", "libiomp5", "libomp")
 """Libraries that run what the compiler makes of OpenMP's pragmas; torch brings one of them."""
 
@@ -38,7 +40,7 @@ def load() -> ctypes.CDLL:
     The cache is `$LLMSQL_KERNEL_CACHE`, or `llmsql/kernels` below `$XDG_CACHE_HOME` or `~/.cache`.
 
     Raises:
-        UnavailableError: this is not Linux, there is no compiler (`$CXX`, g++, c++ or clang++), or it fails.
+        UnavailableError: this is not Linux, there is no compiler (`$CXX`, g++ or c++), or it fails: it must be GCC.
     """
     if sys.platform != "linux":
         raise UnavailableError(f"the C++ kernels run on Linux, not on {sys.platform}")
@@ -55,7 +57,10 @@ def load() -> ctypes.CDLL:
             return _open(path, threads)
         except UnavailableError as reason:
             logger.warning("%s; it is compiled anew", reason)
-    return _open(_compiled(compiler, path), threads)
+    _compiled(compiler, path)
+    for old in sorted(folder.glob("kernels-*.so"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
+        old.unlink(missing_ok=True)  # of other versions; a process that has one open keeps it
+    return _open(path, threads)
 
 
 def _open(path: Path, threads: str) -> ctypes.CDLL:
@@ -67,10 +72,10 @@ def _open(path: Path, threads: str) -> ctypes.CDLL:
 
 
 def _compiler() -> str:
-    for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
+    for name in (os.environ.get("CXX"), "g++", "c++"):
         if name and (found := shutil.which(name)):
             return found
-    raise UnavailableError("there is no C++ compiler ($CXX, g++, c++ or clang++)")
+    raise UnavailableError("there is no C++ compiler ($CXX, g++ or c++)")
 
 
 def _compiled(compiler: str, path: Path) -> Path:
@@ -122,9 +127,9 @@ def _openmp() -> str:
 def _cache_folder() -> Path | None:
     """A folder that only this user can write to; None where there is none."""
     named = os.environ.get("LLMSQL_KERNEL_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(named) if named else home / "llmsql" / "kernels"
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(named) if named else home / "llmsql" / "kernels"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = folder.stat()
     except (OSError, RuntimeError):
