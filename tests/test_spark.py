@@ -241,7 +241,7 @@ class TestErrors:
     def test_wrong_columns_fail_on_the_driver(self):
         with pytest.raises(CallError, match="no option 'max_token'; did you mean 'max_tokens'"):
             llm("Say", "title", max_token=3)
-        with pytest.raises(CallError, match="'on_error' must be 'null' or 'fail'"):
+        with pytest.raises(CallError, match="'on_error' must be 'null', 'fail' or 'return'"):
             llm_filter("Is it?", "title", on_error="stop")
         with pytest.raises(CallError, match=r"llm_filter has no field to ask about: .*\{review\}"):
             llm_filter("Is it?")
