@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlglot
 from sqlglot import ErrorLevel, exp
 
+from llmsql.planner.calls import has_llm_call
 from llmsql.planner.planning import IN_PLACE_PREFIX
 from llmsql.spark.user_functions import describe_fields
 
@@ -45,15 +46,39 @@ def _is_function_of_rows(source: exp.Expression) -> bool:
 
 
 def as_planned(tree: exp.Expression) -> exp.Expression:
-    """A statement that was parsed in Spark's dialect, in the planner's words; in place.
+    """A statement that was parsed in Spark's dialect, in the planner's words; in place where it can be.
 
-    sqlglot takes CAST for one that gives NULL, as it does without ANSI mode; TRY_CAST stays.
+    sqlglot takes CAST for one that gives NULL, as it does without ANSI mode; TRY_CAST stays. Rows of VALUES with calls
+    become SELECTs, since Spark takes neither functions nor subqueries there.
     """
     join_lateral_views(tree)
+    for values in list(tree.find_all(exp.Values)):
+        if has_llm_call(values) and all(isinstance(row, exp.Tuple) for row in values.expressions):
+            rows = _selected(values)
+            if values is tree:
+                tree = rows
+            elif isinstance(values.parent, exp.Insert):
+                values.replace(rows)
+            else:
+                alias = exp.TableAlias(this=values.args["alias"].this) if values.args.get("alias") else None
+                values.replace(exp.Subquery(this=rows, alias=alias))
     for cast in list(tree.find_all(exp.TryCast)):
         if not cast.args.get("safe"):
             cast.replace(exp.Cast(this=cast.this, to=cast.to))
     return tree
+
+
+def _selected(values: exp.Values) -> exp.Query:
+    """The rows of VALUES as SELECTs, with its names of columns, or Spark's."""
+    alias = values.args.get("alias")
+    width = len(values.expressions[0].expressions)
+    names = [column.name for column in alias.columns] if alias is not None and alias.columns else []
+    names = names or [f"col{number}" for number in range(1, width + 1)]
+    rows = [
+        exp.select(*[exp.alias_(item.copy(), name, quoted=True) for item, name in zip(row.expressions, names)])
+        for row in values.expressions
+    ]
+    return rows[0] if len(rows) == 1 else exp.union(*rows, distinct=False)
 
 
 def join_lateral_views(tree: exp.Expression) -> None:

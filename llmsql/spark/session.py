@@ -48,7 +48,7 @@ T = TypeVar("T")
 EXPLAIN = re.compile(r"\s*EXPLAIN\b\s*(EXTENDED\b|CODEGEN\b|COST\b|FORMATTED\b)?\s*", re.IGNORECASE)
 CHANGING = re.compile(r"\s*(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 IN_LAMBDA = "LAMBDA_FUNCTION_WITH_PYTHON_UDF"
-PLANNED = (exp.Query, exp.Create, exp.Insert)  # the statements that are planned
+PLANNED = (exp.Query, exp.Values, exp.Create, exp.Insert)  # the statements that are planned
 
 LOG = logging.getLogger(__name__)
 
