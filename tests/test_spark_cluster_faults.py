@@ -191,6 +191,7 @@ class TestScheduling:
             "spark.speculation.interval": "100ms",
             "spark.speculation.quantile": "0.5",
             "spark.speculation.minTaskRuntime": "100ms",
+            "spark.speculation.task.duration.threshold": "2s",  # also where all rows are in one task
         }
         with cluster.application(settings) as spark:
             planned = noting(spark, notes, cache=str(notes.path.with_suffix(".sqlite")))
@@ -209,7 +210,7 @@ class TestScheduling:
             "spark.dynamicAllocation.minExecutors": 0,
             "spark.dynamicAllocation.executorIdleTimeout": "1s",
             "spark.dynamicAllocation.cachedExecutorIdleTimeout": "1s",
-            "spark.dynamicAllocation.schedulerBacklogTimeout": "100ms",
+            "spark.dynamicAllocation.schedulerBacklogTimeout": "1s",
         }
         with cluster.application(settings) as spark:
             planned = noting(spark, notes, cache=str(notes.path.with_suffix(".sqlite")))
