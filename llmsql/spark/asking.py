@@ -14,7 +14,7 @@ from pyspark.sql.types import BooleanType, StructField, StructType
 from llmsql.answers import arrow_type
 from llmsql.planner.plan import Stage
 from llmsql.spark.counters import make_counters, summed
-from llmsql.spark.kept_frames import without_plan
+from llmsql.spark.kept_frames import read_once, without_plan
 from llmsql.spark.known_answers import KNOWN, KnownAnswers, look_up_function, may_be_known
 from llmsql.spark.layout import Sizes, lay_out, sizes
 from llmsql.spark.model_files import portable_name
@@ -76,7 +76,7 @@ def ask(
             and found.distinct
             and may_be_known(stage.call, registration.model, registration.settings)
         ):
-            known, left = _look_up(left, stage, registration, statistics, running, frames, schema)
+            known, left = _look_up(left, stage, registration, statistics, schema)
             if known is not None:
                 found = sizes(left, stage)
                 _check_rows(stage, found, running)
@@ -95,8 +95,6 @@ def _look_up(
     stage: Stage,
     registration: Registration,
     statistics: StageStatistics,
-    running: Running,
-    frames: list[DataFrame],
     schema: StructType,
 ) -> tuple[DataFrame | None, DataFrame]:
     """The tuples whose answers are known, with them, and the others."""
@@ -104,14 +102,11 @@ def _look_up(
     all_counters = (counters, registration.counters)
     look_up = look_up_function(KnownAnswers(stage, registration.model, registration.settings, all_counters))
     wider = StructType([*asked.schema.fields, schema[VALUE], StructField(KNOWN, BooleanType())])
-    looked = asked.mapInArrow(look_up, wider).persist(StorageLevel.MEMORY_AND_DISK)
     with task_errors(stage.call_sql):
+        looked = read_once(asked.mapInArrow(look_up, wider))  # later, more would be known
         number = looked.filter(KNOWN).count()
     if not number:
-        looked.unpersist()
         return None, asked
-    frames.append(looked)
-    looked = without_plan(looked)
     statistics.cached += sum(part.cached for part in summed(dict(counters.value)).values())
     LOG.info("stage %s: the answers to %d tuples are known", stage.call_sql, number)
     return looked.filter(KNOWN).select(*schema.names), looked.filter(~F.col(KNOWN)).select(*asked.columns)
@@ -138,7 +133,8 @@ def _ask_all(
 ) -> DataFrame:
     """The answers to all tuples, persisted."""
     model, settings = registration.model, registration.settings
-    layout = lay_out(asked, stage, found, settings, registration.context.defaultParallelism)
+    with task_errors(stage.call_sql):
+        layout = lay_out(asked, stage, found, settings, registration.context.defaultParallelism)
     LOG.info(
         "stage %s: %d rows, %d distinct, %d characters; %d partitions by %s",
         *(stage.call_sql, found.rows, found.distinct, found.characters),

@@ -6,7 +6,6 @@ import re
 import time
 from functools import reduce
 
-from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -18,7 +17,7 @@ from llmsql.planner.scratch_names import fresh_name
 from llmsql.spark.asking import ask
 from llmsql.spark.connect import ask_over_connect
 from llmsql.spark.counters import note_query
-from llmsql.spark.kept_frames import kept_frames
+from llmsql.spark.kept_frames import kept_frames, read_once
 from llmsql.spark.llm_column import LlmColumn, call_of
 from llmsql.spark.requirements import is_connect
 from llmsql.spark.running import Running
@@ -84,11 +83,8 @@ def _answered(frame: DataFrame, llm: LlmColumn) -> tuple[DataFrame, str, list[st
     kept = kept_frames(frame.sparkSession)
     kept.sweep()
     frames: list[DataFrame] = []
-    if over_connect:  # where nothing tells whether it is stable
-        frame = frame.localCheckpoint()
-    elif not _is_stable(frame):
-        frame = frame.persist(StorageLevel.MEMORY_AND_DISK)
-        frames.append(frame)
+    if over_connect or not _is_stable(frame):  # over Connect nothing tells
+        frame = read_once(frame)
     prefix = fresh_name("answers")
     kinds = frame.select(llm.fields.alias("fields")).schema["fields"].dataType
     members = kinds.names

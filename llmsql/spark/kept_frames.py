@@ -8,6 +8,7 @@ from typing import Any
 
 import pyspark
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 
 LOG = logging.getLogger(__name__)
@@ -60,6 +61,18 @@ def give_back(frames: list[DataFrame]) -> None:
     """Unpersist frames."""
     for frame in frames:
         frame.unpersist()
+
+
+def read_once(frame: DataFrame) -> DataFrame:
+    """The rows of a frame as they come now, also when what holds them is lost later.
+
+    Rows that are drawn would be others when Spark computes them again, and there would be no answers for them. From
+    Spark 4 on two executors hold each row; when all that hold it are gone, Spark says that a checkpoint is not found.
+    """
+    try:
+        return frame.localCheckpoint(True, StorageLevel.MEMORY_AND_DISK_2)
+    except TypeError:  # before Spark 4
+        return frame.localCheckpoint(True)
 
 
 def without_plan(frame: DataFrame) -> DataFrame:

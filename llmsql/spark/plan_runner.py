@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import reduce
 
-from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -14,7 +13,7 @@ from llmsql.planner.plan import ROW_NUMBER
 from llmsql.spark.asking import ask
 from llmsql.spark.dialect import spark_sql
 from llmsql.spark.filtering import SparkFilterRunner
-from llmsql.spark.kept_frames import without_plan
+from llmsql.spark.kept_frames import read_once
 from llmsql.spark.registration import Registration
 from llmsql.spark.running import Running, task_errors
 from llmsql.spark.stage_function import VALUE
@@ -128,6 +127,4 @@ class SparkPlanRunner:
         frame = self.run(step.sql)
         if step.columns is not None:
             frame = frame.toDF(*step.columns).withColumn(ROW_NUMBER, F.monotonically_increasing_id())
-        frame = frame.persist(StorageLevel.MEMORY_AND_DISK)
-        self.frames.append(frame)
-        self.show(step.name, without_plan(frame))
+        self.show(step.name, read_once(frame))
