@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     builder = SparkSession.builder.appName("reviews")
     if given.master or not _is_submitted():
         builder = builder.master(given.master or "local[2]").config("spark.ui.enabled", "false")
+        builder = builder.config("spark.sql.shuffle.partitions", "4")  # Spark's 200 are for large clusters
     spark = llmsql.spark.register(builder.getOrCreate(), model=given.model)
     with tempfile.TemporaryDirectory() as folder:
         read_reviews(spark, given.file or generated(Path(folder), given.rows), given.rows).createOrReplaceTempView(
