@@ -152,6 +152,7 @@ def spark(tmp_path_factory):
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
     os.environ.pop("PYSPARK_PYTHON", None)
     session = local_session(tmp_path_factory.mktemp("warehouse"))
+    llmsql.spark.register(session, model=FakeModel(label))  # workers now run this interpreter
     yield session
     session.stop()
 
@@ -204,14 +205,14 @@ class TestLayout:
                 "raw": [b"\xff\x00", b"", None, b"abc"] * 20,
                 "items": [["a", None], [], None, ["b"]] * 20,
                 "struct": [{"x": 1, "y": "z"}, None, {"x": None, "y": None}, {"x": 2, "y": "w"}] * 20,
-                "map": pa.array([[("k", 1)], [], None, [("l", 2)]] * 20, pa.map_(pa.string(), pa.int64())),
                 "own": list(range(80)),
             }
         )
-        fields = tuple(table.column_names)
-        columns = tuple(f"a{number}" for number in range(len(fields)))
-        schema = pa.schema([table.schema.field(name).with_name(new) for name, new in zip(fields, columns)])
-        frame = frame_of(spark, table.rename_columns(columns).cast(schema)).withColumn("n", F.lit(1)).persist()
+        columns = tuple(f"a{number}" for number in range(table.num_columns))
+        frame = frame_of(spark, table.rename_columns(columns)).withColumn("n", F.lit(1))
+        number = F.col(columns[-1])
+        frame = frame.withColumn("map", F.when(number % 3 > 0, F.create_map(F.lit("k"), number % 3))).persist()
+        fields, columns = ("map", *table.column_names), ("map", *columns)
         stage = Stage("s", STAGE.call, "llm_filter", fields, columns, columns, "v", "", "")
         for area_cells in (10**9, 400):
             layout = lay_out(frame, stage, sizes(frame, stage), Settings(), 2, area_cells=area_cells)
