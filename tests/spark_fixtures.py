@@ -23,6 +23,7 @@ BEFORE = (
 )
 AFTER = (
     (r"\bNUMBERS_TO\(", "range("),
+    (r"^CREATE VIEW", r"CREATE OR REPLACE TEMPORARY VIEW"),  # over views that are temporary
     (r"^CREATE OR REPLACE (TEMP\w* )?TABLE", r"CREATE TABLE"),
     (r"^(CREATE TABLE (?:`[^`]*`|\w+)(?: \([^)]*\))?)", r"\1 USING parquet"),
     (

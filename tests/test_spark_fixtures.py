@@ -44,6 +44,7 @@ OTHERWISE = {
     "subqueries: a call in a lambda stays in place": "Spark takes no Python function in a lambda",
     "types: a date, its parts and an interval": "a date and an interval of days are a date in Spark",
     "types: a timestamp and a time": "sqlglot writes a time as a timestamp",
+    "writes: create or replace temporary table": "a temporary table is a view in Spark, computed when it is used",
     "types: VALUES as the statement": "Spark's names for its columns begin with col1, DuckDB's with col0",
     "types: NaN and infinity are values as others": "Spark writes these numbers otherwise as texts",
 }
