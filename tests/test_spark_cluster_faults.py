@@ -185,6 +185,7 @@ class TestPartitions:
 
 
 class TestScheduling:
+    @pytest.mark.skip(reason="Spark runs no second copy of a task on the same host, and both workers have one address")
     def test_speculation_runs_a_slow_task_twice(self, cluster, notes):
         settings = {
             "spark.speculation": True,
