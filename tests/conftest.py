@@ -16,10 +16,3 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     """No test reads answers of another one, or of the user."""
     folder: Path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("LLMSQL_CACHE", str(folder / "answers.sqlite"))
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """The tests for which `make test` has no time."""
-    config.addinivalue_line(
-        "markers", "spark_cluster: long tests on a standalone Spark; only `make test-spark` runs them"
-    )
