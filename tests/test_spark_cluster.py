@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections import Counter
 from pathlib import Path
 
@@ -42,6 +44,14 @@ def spark(cluster):
 @pytest.fixture
 def notes(tmp_path):
     return Notes(tmp_path / "notes")
+
+
+def kept_answers(cache: Path) -> int:
+    """How many answers a result cache has."""
+    if not cache.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(f"file:{cache}?mode=ro", uri=True)) as con:
+        return con.execute("SELECT count(*) FROM answers").fetchone()[0]
 
 
 class TestPlanned:
@@ -89,13 +99,13 @@ class TestKilled:
         assert asked.total() - self.ROWS <= 3, "finished rows are kept"
 
     def test_an_engine_process(self, cluster, spark, notes):
-        planned = llmsql.spark.register(
-            spark, model=OnNode(str(notes.path)), cache=str(notes.path.with_suffix(".sqlite"))
-        )
+        cache = notes.path.with_suffix(".sqlite")
+        planned = llmsql.spark.register(spark, model=OnNode(str(notes.path)), cache=str(cache))
         sql = f"SELECT x, llm('wait', x) AS said FROM (SELECT id AS x FROM range({self.ROWS}))"
         query = Running(lambda: {row.x: row.said for row in planned.sql(sql).collect()})
         (victim,) = query.until(lambda: notes.who("9"), "the row was not asked")  # the next one halts
         assert victim in cluster.engines()
+        query.until(lambda: kept_answers(cache) >= self.ROWS * 3 // 4, "what is finished was not kept")
         kill(victim)
         notes.go()
         found = query.result()

@@ -108,6 +108,7 @@ class TestStreams:
 
 
 class TestModelFolders:
+    @pytest.mark.spark_cluster
     def test_an_archive_that_spark_brings(self, spark, tmp_path):
         archive = shutil.make_archive(str(tmp_path / "model"), "zip", MODEL_FOLDER)
         spark.sparkContext.addArchive(archive + "#carried")
@@ -132,6 +133,7 @@ class TestModelFolders:
             local_name(BROUGHT + "lost")
 
 
+@pytest.mark.spark_cluster
 def test_imported_from_an_archive(tmp_path):
     archive = tmp_path / "llmsql.zip"
     with zipfile.ZipFile(archive, "w") as written:

@@ -38,7 +38,7 @@ from llmsql.spark.requirements import check_java
 pytestmark = pytest.mark.spark
 
 TABLES = ("products", "reviews", "empty_reviews", "blanks", "odd", "nested", "many", "good_reviews", "mean_ratings")
-SAMPLED = 24
+SAMPLED = 48  # every so many-th is in `make test`
 # Statements that Spark can run, and answers otherwise than DuckDB, whatever is asked; and why.
 OTHERWISE = {
     "subqueries: a call in a lambda stays in place": "Spark takes no Python function in a lambda",
@@ -243,6 +243,7 @@ class TestWhatFixturesLack:
         sql = f"SELECT product_id, {call} AS text FROM reviews WHERE product_id < 5 GROUP BY product_id"
         both(spark, con, sql, sql.replace("author)", "author ORDER BY author)"))  # DuckDB's tables have an order
 
+    @pytest.mark.spark_cluster
     def test_llm_agg_over_a_window_and_in_having(self, spark, con):
         window = "llm_agg('Sum', title ORDER BY product_id) OVER (PARTITION BY category)"
         both(spark, con, f"SELECT product_id, {window} AS text FROM products")
@@ -258,6 +259,7 @@ class TestWhatFixturesLack:
             for row in spark.sql(f"SELECT category, {wanted} AS text FROM products GROUP BY category").collect()
         }
 
+    @pytest.mark.spark_cluster
     def test_parameters_by_name_and_by_place(self, spark, con):
         wanted = "SELECT llm('Say', title) AS t FROM products WHERE product_id < 4 AND llm_filter('Is it?', category)"
         sql = wanted.replace("4", "{}").replace("'Is it?'", "{}")
@@ -271,6 +273,7 @@ class TestWhatFixturesLack:
         )
         assert both(spark, con, sql, wanted).columns == ["A`b", "Said"]
 
+    @pytest.mark.spark_cluster
     @pytest.mark.parametrize(
         ("sql_type", "said", "wanted"),
         [
@@ -307,6 +310,7 @@ class TestWhatFixturesLack:
         sql = f"SELECT id FROM {rows} WHERE llm_filter('Say', id) IS NOT NULL AND n <> 'x' AND try_cast(n AS INT) > 4"
         assert [tuple(row) for row in spark.sql(sql).collect()] == [(1,)]
 
+    @pytest.mark.spark_cluster
     def test_views_and_functions_of_the_session(self, spark, con):
         spark.sql("CREATE OR REPLACE TEMP VIEW loud AS SELECT review_id, upper(body) AS body FROM reviews")
         spark.sql("CREATE OR REPLACE TEMPORARY FUNCTION twice(x STRING) RETURNS STRING RETURN x || x")
@@ -315,6 +319,7 @@ class TestWhatFixturesLack:
         sql = "SELECT llm('Say', twice(body), reversed(lower(body))) AS t FROM loud WHERE review_id < 9"
         both(spark, con, sql, wanted)
 
+    @pytest.mark.spark_cluster
     def test_a_view_with_calls(self, spark):
         spark.sql("CREATE OR REPLACE TEMP VIEW judged AS SELECT title, llm('Say', title) AS said FROM products")
         wanted = spark.sql("SELECT title, llm('Say', title) AS said FROM products").collect()

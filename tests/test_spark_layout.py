@@ -193,6 +193,7 @@ class TestLayout:
         few = self.frame(spark, 12)
         assert lay_out(few, STAGE, sizes(few, STAGE), Settings(), 4).partitions == 1
 
+    @pytest.mark.spark_cluster
     def test_values_of_every_type(self, spark):
         day = datetime.date(2026, 1, 31)
         table = pa.table(
@@ -244,6 +245,7 @@ def rows_of(rows):
     return [tuple(row)[1:] for row in rows]
 
 
+@pytest.mark.spark_cluster
 @pytest.mark.spark
 def test_the_benchmark_counts_what_tasks_showed(spark, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))

@@ -94,6 +94,7 @@ class TestFilters:
         assert rows(off.sql(self.TWO)) == found
         assert off.last_query.model_calls == 400 + 360
 
+    @pytest.mark.spark_cluster
     def test_few_distinct_values_go_first(self, spark):
         spark.sql("SELECT id FROM t WHERE llm_filter('keep 20', body) AND llm_filter('keep 80', topic)").collect()
         asked = {stage.call: stage.asked for stage in spark.last_query.stages}
@@ -115,6 +116,7 @@ class TestFilters:
         assert [row.id for row in off.sql(ordered).collect()] == found
         assert off.last_query.model_calls == 400
 
+    @pytest.mark.spark_cluster
     def test_nothing_is_left_of_batches(self, session, spark):
         kept = len(session.sparkContext._jsc.getPersistentRDDs())
         frame = spark.sql(self.TWO + " LIMIT 3")
@@ -137,6 +139,7 @@ class TestBudgets:
         with pytest.raises(BudgetError, match="max_rows is 150"):
             with_llm(session.table("slow"), "x", llm("Say", "body"))
 
+    @pytest.mark.spark_cluster
     def test_rows_of_functions_in_place(self, session, limited):
         frame = session.sql("SELECT llm('Say', body) AS x FROM t WHERE id % 2 = 0")  # 100 rows in each of two tasks
         with pytest.raises(Exception, match="BudgetError: llm: the statement needs answers for 200 rows"):
@@ -148,6 +151,7 @@ class TestBudgets:
         with pytest.raises(BudgetError, match=r"stopped after .* seconds, max_seconds is 1\.5"):
             limited.sql("SELECT llm('Say', concat(a.body, b.body)) FROM slow a JOIN slow b ON a.id < b.id")
 
+    @pytest.mark.spark_cluster
     def test_finished_rows_are_kept(self, session, tmp_path):
         register = lambda **limits: llmsql.spark.register(  # noqa: E731
             session, model=FakeModel(answer), cache=tmp_path / "answers.sqlite", **limits
@@ -184,6 +188,7 @@ class TestInterrupts:
         until(lambda: not spark.sparkContext.statusTracker().getActiveJobsIds())
         assert spark.sql("SELECT llm('Say', body) AS x FROM t WHERE id < 3").count() == 3
 
+    @pytest.mark.spark_cluster
     def test_control_c(self, spark):
         main, sql = threading.main_thread().ident, self.SLOW + " WHERE a.id >= 0"
 
@@ -209,10 +214,12 @@ class TestErrors:
         assert frame.filter("x IS NULL").count() == 4
         assert [failure.error for failure in spark.last_query.errors] == ["ValueError: cannot be answered"]
 
+    @pytest.mark.spark_cluster
     def test_on_error_fail_is_ours(self, spark):
         with pytest.raises(RowError, match=r"llm failed: ValueError: cannot be answered; the row: .*'fail 1'"):
             spark.sql(self.FAILING.format(", on_error => 'fail'"))
 
+    @pytest.mark.spark_cluster
     def test_errors_of_the_last_statement(self, spark):
         assert spark.sql("SELECT llm('Say', 'fail') AS x").count() == 1
         (row,) = spark.sql("SELECT row, error FROM llm_errors() WHERE call LIKE 'llm(%'").collect()
@@ -232,6 +239,7 @@ class TestErrors:
         passed = spark.sql("SELECT id FROM mixed WHERE llm_filter('keep 50', id, on_error => 'return').answer")
         assert rows(passed) == [(1,), (2,)]
 
+    @pytest.mark.spark_cluster
     def test_tasks_that_die_are_told_by_the_call(self, spark):
         with pytest.raises(ModelError, match=r"llm\('Say', 'it dies'\): Spark could not run the tasks that ask"):
             spark.sql("SELECT llm('Say', 'it dies') AS x")
@@ -278,6 +286,7 @@ class TestDryRun:
         assert llmsql.spark.statistics(spark).model_calls == 0
         assert "__llmsql" not in str(spark.sql("SHOW TABLES").collect())
 
+    @pytest.mark.spark_cluster
     def test_explain(self, spark):
         (row,) = spark.sql("EXPLAIN " + self.SQL).collect()
         assert "100 rows → 20 distinct → 0 cached → 20 to run" in row.plan
@@ -286,6 +295,7 @@ class TestDryRun:
 
 
 class TestCounters:
+    @pytest.mark.spark_cluster
     def test_of_a_dataframe(self, session, spark):
         frame = where_llm(session.table("t"), llm_filter("keep 30", "topic"))
         (stage,) = spark.last_query.stages
@@ -299,6 +309,7 @@ class TestCounters:
         shown.sql("SELECT llm('Say', body) AS x FROM slow")
         assert "200/200 rows" in capfd.readouterr().err
 
+    @pytest.mark.spark_cluster
     def test_functions_in_place_count_since_the_query_began(self):
 
         class Session:

@@ -1,13 +1,14 @@
-// How numbers take part in products: as words of 32 bits, one float32 or two bfloat16 where the processor multiplies pairs.
+// How numbers take part in products: as words of 32 bits, each one float32, or two bfloat16 where the processor
+// multiplies pairs. Elsewhere bfloat16 is widened to float32 when it is packed.
 #pragma once
 
 #include "vectors.h"
 
-// How numbers of type T take part in products: what is packed, and how many numbers a 32-bit word of it holds.
 template <typename T> struct Packed {
-    typedef float Word;
-    static constexpr int PER_WORD = 1;
+    static constexpr int PER_WORD = 1;  // numbers of type T
+    // The sum and the product of a word with each word of a vector.
     static Vector multiply_add(Vector sum, float a, Vector b) { return sum + a * b; }
+    // The weights of a tile of keys, as words.
     static void pack_weights(const Vector *weights, float *out) {
         for (int j = 0; j < COLUMNS; ++j) store(out + j * WIDTH, weights[j]);
     }
@@ -15,7 +16,6 @@ template <typename T> struct Packed {
 
 #if defined(__AVX512BF16__)
 template <> struct Packed<bf16> {
-    typedef float Word;  // the bits of two bf16
     static constexpr int PER_WORD = 2;
     static Vector multiply_add(Vector sum, float a, Vector b) {
         return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512)splat_bits(a), (__m512bh)(__m512)b);
