@@ -51,7 +51,11 @@ def test_python_blocks_run(page, folder):
 
 
 @pytest.mark.spark
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.spark_cluster] if page.name == "spark.md" else []) for page in PAGES],
+    ids=lambda page: page.name,
+)
 def test_spark_blocks_run(page, folder):
     code = [text for language, text in blocks(page) if language == "python" and needs_spark(text)]
     if not code:

@@ -20,6 +20,7 @@ import llmsql.spark
 
 pytestmark = [
     pytest.mark.spark,
+    pytest.mark.spark_cluster,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc"),
 ]

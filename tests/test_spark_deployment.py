@@ -84,6 +84,7 @@ class TestStreams:
         found = [tuple(row) for row in spark.table("said").collect()]
         assert sorted(found) == [(n, f"Say|title='file {part}'") for n in range(3) for part in range(2)]
 
+    @pytest.mark.spark_cluster
     def test_planned_in_each_micro_batch(self, spark, stream):
         llmsql.spark.register(spark, model=FakeModel(describe))
         frame, checkpoint = stream

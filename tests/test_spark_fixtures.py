@@ -38,7 +38,7 @@ from llmsql.spark.requirements import check_java
 pytestmark = pytest.mark.spark
 
 TABLES = ("products", "reviews", "empty_reviews", "blanks", "odd", "nested", "many", "good_reviews", "mean_ratings")
-SAMPLED = 48  # every so many-th is in `make test`
+SAMPLED = 80  # every so many-th is in `make test`
 # Statements that Spark can run, and answers otherwise than DuckDB, whatever is asked; and why.
 OTHERWISE = {
     "subqueries: a call in a lambda stays in place": "Spark takes no Python function in a lambda",

@@ -170,7 +170,7 @@ class TestLayout:
         own = F.concat(F.lit("own "), F.col("id"), F.repeat(F.lit("x"), (F.col("id") % 50).cast("int")))
         return spark.range(number).select(own.alias("a1"), few.alias("a0"), F.lit(2).alias("n"))
 
-    @pytest.mark.parametrize("area_cells", [10**9, 2000])
+    @pytest.mark.parametrize("area_cells", [10**9, pytest.param(2000, marks=pytest.mark.spark_cluster)])
     def test_all_rows_once_and_costs_even(self, spark, area_cells):
         frame = self.frame(spark, 2000).persist()
         found = sizes(frame, STAGE)

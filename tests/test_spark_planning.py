@@ -115,6 +115,7 @@ def asked(spark):
 
 
 class TestStatements:
+    @pytest.mark.spark_cluster
     @pytest.mark.parametrize("name", STATEMENTS)
     def test_same_rows_and_calls_as_duckdb(self, spark, con, name):
         if "recursive" in name and pyspark_version() < (4, 1):

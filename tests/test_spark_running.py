@@ -83,6 +83,7 @@ def rows(frame):
 class TestFilters:
     TWO = "SELECT id FROM t WHERE llm_filter('keep 90', body) AND llm_filter('keep 5', struct(body AS b))"
 
+    @pytest.mark.spark_cluster
     def test_the_most_selective_first(self, session, spark):
         found = rows(spark.sql(self.TWO))
         first, second = sorted(spark.last_query.stages, key=lambda stage: -stage.asked)
@@ -146,6 +147,7 @@ class TestBudgets:
             frame.collect()
         assert len(frame.limit(10).collect()) == 10
 
+    @pytest.mark.spark_cluster
     def test_seconds(self, session):
         limited = llmsql.spark.register(session, model=FakeModel(answer), max_seconds=1.5)
         with pytest.raises(BudgetError, match=r"stopped after .* seconds, max_seconds is 1\.5"):
@@ -274,6 +276,7 @@ class TestCachedFirst:
 class TestDryRun:
     SQL = "SELECT llm('Say', body) AS x FROM t WHERE llm_filter('keep 30', topic) AND id < 100"
 
+    @pytest.mark.spark_cluster
     def test_same_as_in_duckdb(self, spark):
         with llmsql.connect(model=FakeModel(answer)) as con:
             con.execute("CREATE TABLE t AS SELECT range AS id, 'text ' || range AS body FROM range(400)")
@@ -304,6 +307,7 @@ class TestCounters:
         assert frame.count() == 140
         assert llmsql.spark.statistics(spark).model_calls == 20
 
+    @pytest.mark.spark_cluster
     def test_progress_is_shown_as_rows_are_done(self, session, capfd):
         shown = llmsql.spark.register(session, model=FakeModel(answer), progress=True)
         shown.sql("SELECT llm('Say', body) AS x FROM slow")
