@@ -47,6 +47,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {  # workload on which a switc
     "share_in_step": ("any", {"share_in_step": False}),
     "prefix_sharing": ("shared", {"prefix_sharing": False}),
     "fused": ("any", {"fused": False}),
+    "kernels": ("any", {"kernels": "torch"}),
     "forced_tokens": ("json", {"forced_tokens": False}),
     "overlap_masks": ("json", {"overlap_masks": False}),
 }
@@ -129,7 +130,7 @@ def measure(case: Case) -> None:
     for name, (where, settings) in SWITCHES.items():
         shows = where == case.name or (where == "any" and answer == "text")
         if shows and name in known and not options.no_switches:
-            run_engine(table, f"engine, {name}=False", case, **settings)
+            run_engine(table, f"engine, {name}={settings[name]}", case, **settings)
     if case.name == first and not options.no_switches:
         for cached in (True, False):
             run_engine(table, f"engine, second batch, prefix_cache={cached}", case, second=True, prefix_cache=cached)
