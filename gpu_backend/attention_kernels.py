@@ -10,6 +10,7 @@ import torch
 from llmsql.kernels.work_list import TileLimits
 
 from .cascade import Costs
+from .kv_cache import write_slots
 
 LAUNCH_BYTES = 8 * 2**20
 """What two more launches cost on a GPU, as bytes that could be read meanwhile: some microseconds. An estimate."""
@@ -41,7 +42,7 @@ def attention_kernels(name: str) -> AttentionKernels:
         from llmsql.kernels.native.attention import paged_attention as native_attention
 
         return AttentionKernels(
-            name, native_attention, _write_kv, _native_limits, native_costs, lambda device: torch.get_num_threads()
+            name, native_attention, write_slots, _native_limits, native_costs, lambda device: torch.get_num_threads()
         )
     assert name == "triton", f"there are no attention kernels called {name}"
     from llmsql.kernels import paged_attention, write_kv
@@ -82,13 +83,6 @@ PACK_NS = 0.1  # a number of a key or value, put in its place in a tile
 def _native_limits(*, key_dim: int, value_dim: int, group: int, dtype: torch.dtype) -> TileLimits:
     lanes = max(NATIVE_LANES, group)
     return TileLimits(lanes, lanes)
-
-
-def _write_kv(
-    key: torch.Tensor, value: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, slots: torch.Tensor
-) -> None:
-    key_pool.index_copy_(0, slots, key.to(key_pool.dtype))
-    value_pool.index_copy_(0, slots, value.to(value_pool.dtype))
 
 
 def num_processors(device: torch.device) -> int:

@@ -55,5 +55,16 @@ class KVCache:
         value: torch.Tensor,  # [tokens, kv_heads, value_dim]
     ) -> None:
         """Store the step's keys and values of one layer."""
-        self.keys[layer].index_copy_(0, slots, key.to(self.keys[layer].dtype))
-        self.values[layer].index_copy_(0, slots, value.to(self.values[layer].dtype))
+        write_slots(key, value, self.keys[layer], self.values[layer], slots)
+
+
+def write_slots(
+    key: torch.Tensor,  # [tokens, kv_heads, key_dim]
+    value: torch.Tensor,  # [tokens, kv_heads, value_dim]
+    key_pool: torch.Tensor,  # [num_slots, kv_heads, key_dim]
+    value_pool: torch.Tensor,  # [num_slots, kv_heads, value_dim]
+    slots: torch.Tensor,  # [tokens] int64
+) -> None:
+    """Store keys and values in their slots, in the type of the pools."""
+    key_pool.index_copy_(0, slots, key.to(key_pool.dtype))
+    value_pool.index_copy_(0, slots, value.to(value_pool.dtype))

@@ -124,6 +124,13 @@ class TorchOperators:
         return F.gelu(gate, approximate="tanh").mul_(up)
 
 
+def whole_tables(
+    cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Operators.angles` of kernels, which look positions up in the tables themselves."""
+    return cos, sin
+
+
 def _rotate(
     x: torch.Tensor,  # [tokens, heads, head_dim]
     cos: torch.Tensor,  # [tokens, 1, head_dim // 2]

@@ -33,7 +33,6 @@ struct AttentionCall {
 
 namespace {
 
-constexpr float LOG2E = 1.44269504088896340736f;
 constexpr int ITEM_WIDTH = 8;
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }

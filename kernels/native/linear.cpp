@@ -76,8 +76,6 @@ void product(const float *x, int64_t x_stride, int64_t rows, const float *panel,
                                     begin ? sums + row * TILE : start, begin ? TILE : 0, sums + row * TILE);
 }
 
-constexpr float LOG2E = 1.44269504088896340736f;
-
 Vector activated(Vector x, int64_t activation) {
     Vector u = activation == 1 ? x : 1.5957691216f * (x + 0.044715f * x * x * x);
     Vector power = exp2(-max(u * LOG2E, splat(-126.0f)));

@@ -28,6 +28,8 @@ typedef uint32_t Words __attribute__((vector_size(WIDTH * 4)));
 
 typedef uint16_t bf16;
 
+constexpr float LOG2E = 1.44269504088896340736f;
+
 static inline Vector splat(float x) { return Vector{} + x; }
 static inline Vector load(const float *p) {
     Vector v;
