@@ -13,13 +13,12 @@ from typing import Any, Protocol
 
 from pyspark import SparkContext
 
-from llmsql import errors
 from llmsql.budget import Budget
 from llmsql.errors import BudgetError, LlmsqlError
 from llmsql.estimate import Estimate
 from llmsql.functions import Call
 from llmsql.spark.counters import Attempt
-from llmsql.spark.reports import EVERY, LARGEST_LINE, TOLD, Line
+from llmsql.spark.reports import EVERY, LARGEST_LINE, TOLD, Line, known_error
 from llmsql.statistics import StageStatistics
 
 PORT = "spark.llmsql.port"  # Spark's configuration: where to listen; 0 is any port, -1 does without
@@ -209,12 +208,6 @@ def desk_of(context: SparkContext) -> Desk | None:
                     desk.close()
             _desks[context.applicationId] = _open_desk(context)
         return _desks[context.applicationId]
-
-
-def known_error(name: str, text: str) -> LlmsqlError:
-    """An error of ours by the name of its class."""
-    kind = getattr(errors, name, LlmsqlError)
-    return (kind if isinstance(kind, type) and issubclass(kind, LlmsqlError) else LlmsqlError)(text)
 
 
 def _open_desk(context: SparkContext) -> Desk | None:

@@ -88,13 +88,15 @@ def _buffered(batches: Iterator[Batch], rows: int) -> Iterator[tuple[list[pa.Chu
     """Consecutive batches of together at least `rows` rows, except for the last, as (columns, batch lengths)."""
     held: list[Sequence[pa.Array]] = []
     lengths: list[int] = []
+    num_rows = 0
     for batch in batches:
         columns = batch if isinstance(batch, tuple) else (batch,)
         held.append(columns)
         lengths.append(len(columns[0]) if columns else 0)
-        if sum(lengths) >= rows:
+        num_rows += lengths[-1]
+        if num_rows >= rows:
             yield [pa.chunked_array(arrays) for arrays in zip(*held)], lengths
-            held, lengths = [], []
+            held, lengths, num_rows = [], [], 0
     if held:
         yield [pa.chunked_array(arrays) for arrays in zip(*held)], lengths
 

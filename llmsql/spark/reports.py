@@ -159,9 +159,7 @@ class Report(Budget):
         self._every = float(answer.get("every", EVERY))
         self._next = time.monotonic() + self._every
         if "stop" in answer:
-            name, text = answer["stop"]
-            kind = getattr(errors, name, LlmsqlError)
-            raise (kind if issubclass(kind, LlmsqlError) else LlmsqlError)(text)
+            raise known_error(*answer["stop"])
         return True
 
     def _ask(self, line: Line, message: dict[str, Any]) -> dict[str, Any]:
@@ -176,6 +174,12 @@ class Report(Budget):
         text, self._heard = self._heard.split(b"\n", 1)
         answer: dict[str, Any] = json.loads(text)
         return answer
+
+
+def known_error(name: str, text: str) -> LlmsqlError:
+    """An error of ours by the name of its class."""
+    kind = getattr(errors, name, LlmsqlError)
+    return (kind if isinstance(kind, type) and issubclass(kind, LlmsqlError) else LlmsqlError)(text)
 
 
 def _query() -> str:

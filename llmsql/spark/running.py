@@ -21,8 +21,8 @@ from llmsql.planner.scratch_names import fresh_name
 from llmsql.progress import ProgressBars
 from llmsql.settings import Settings
 from llmsql.spark.counters import Attempt, Counters, summed
-from llmsql.spark.desk import Account, desk_of, known_error
-from llmsql.spark.reports import Allowance
+from llmsql.spark.desk import Account, desk_of
+from llmsql.spark.reports import Allowance, known_error
 from llmsql.spark.worker_faults import place_and_advice
 from llmsql.statistics import QueryStatistics, StageStatistics
 
