@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 
 from llmsql.optimizer import Ordering, encode, prefix_hits, reorder
 
+shared_prefixes = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "prefixes.py"))["shared_prefixes"]
 DATA = Path(os.environ.get("LLMSQL_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
 MOVIES = ["reviewcontent", "reviewtype", "topcritic", "movieid", "movieinfo", "genres", "productioncompany"]
 PRODUCTS = ["text", "description", "parent_asin", "review_title", "verified_purchase", "rating", "product_title", "id"]
@@ -45,21 +46,8 @@ def hit_rate(table: pa.Table, ordering: Ordering) -> float:
         values = ["" if value is None else str(value) for value in table[name].to_pylist()]
         columns.append([f'"{name}": {json.dumps(value)}, ' for value in values])
     shown = zip(ordering.rows.tolist(), ordering.fields.tolist())
-    prompts = sorted("".join([columns[field][row] for field in fields]) for row, fields in shown)
-    # the prefixes that are new number the same in any order of the prompts, so neighbours in sorted order will do
-    hits = sum(common_prefix(left, right) for left, right in pairwise(prompts))
-    return 100 * hits / sum(map(len, prompts))
-
-
-def common_prefix(left: str, right: str) -> int:
-    low, high = 0, min(len(left), len(right))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    prompts = ["".join([columns[field][row] for field in fields]) for row, fields in shown]
+    return 100 * shared_prefixes(prompts) / sum(map(len, prompts))
 
 
 @pytest.mark.parametrize("name", TABLES)
