@@ -48,9 +48,9 @@ def digests(columns: list[list[str | None]], ids: list[int] | None = None) -> pa
 
 
 def planned(
-    columns: list[list[str | None]], parts: int, *, prompted: bool = False, method: str = "auto", ids=None
+    columns: list[list[str | None]], parts: int, *, prompted: bool = False, method: str = "auto", ids=None, rows=10**9
 ) -> dict[str, np.ndarray]:
-    planner = PartPlanner((10,) * len(columns), prompted, method, 3, 10**9, parts)
+    planner = PartPlanner((10,) * len(columns), prompted, method, 3, 10**9, parts, rows)
     batch = digests(columns, ids)
     half = batch.num_rows // 2
     found = pa.Table.from_batches(list(planner.batches(iter([batch.slice(half), batch.slice(0, half)]))))
@@ -122,6 +122,16 @@ class TestPartPlanner:
         assert len(groups) <= 4
         assert sum(map(len, groups)) == 400
 
+    @given(st.lists(st.sampled_from(["", "a", "long " * 9, None]), min_size=1), st.integers(1, 5), st.integers(1, 9))
+    @settings(max_examples=40, deadline=None)
+    def test_parts_of_too_many_rows_are_cut_and_nothing_else_changes(self, texts, parts, rows):
+        own = [f"{number}" for number in range(len(texts))]
+        whole, cut = planned([texts, own], parts), planned([texts, own], parts, rows=rows)
+        assert cut[ID].tolist() == whole[ID].tolist()
+        sizes = [len(group) for group in groups_of(cut)]
+        assert 0 < min(sizes) <= max(sizes) <= rows
+        assert len(sizes) == sum(-(-len(group) // rows) for group in groups_of(whole))
+
     def test_a_prompt_comes_before_all_fields(self):
         prompts = [f"question {n % 4}?" for n in range(400)]
         fields = [f"a long text that {n // 4} others have " * 20 for n in range(400)]
@@ -129,7 +139,7 @@ class TestPartPlanner:
         assert [len({prompts[row] for row in rows}) for rows in groups_of(found)] == [1, 1, 1, 1]
 
     def test_nothing_and_nothing_but_null(self):
-        planner = PartPlanner((10,), False, "auto", 0, 100, 4)
+        planner = PartPlanner((10,), False, "auto", 0, 100, 4, 10)
         assert list(planner.batches(iter([digests([[]])]))) == []
         assert list(planner.batches(iter([]))) == []
         assert len(planned([[None] * 9, [None] * 9], 3)[ID]) == 9
@@ -185,6 +195,14 @@ class TestLayout:
             costs[part] += len(own)
         assert len(costs) == layout.partitions > 4
         assert max(costs.values()) < 2 * sum(costs.values()) / len(costs)
+
+    def test_no_partition_has_more_rows_than_a_task_holds_at_a_time(self, spark):
+        frame = self.frame(spark, 200)
+        layout = lay_out(frame, STAGE, sizes(frame, STAGE), Settings(batch_rows=30), 2)
+        parts = Counter(row[0] for row in layout.apply(frame).select(F.spark_partition_id()).collect())
+        layout.unpersist()
+        assert parts.total() == 200
+        assert max(parts.values()) <= 30
 
     def test_off_and_few_rows_need_no_plan(self, spark):
         frame = self.frame(spark, 400)

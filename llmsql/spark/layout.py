@@ -106,7 +106,9 @@ def lay_out(
     # Choices are scored with the prompt, and take no decoding.
     output = 0.0 if stage.call.choices else OUTPUT_TOKEN * stage.call.output_tokens(settings.max_output_tokens)
     tokens = found.characters / CHARACTERS_PER_TOKEN + found.distinct * output  # at most, with nothing shared
-    most = max(busy, min(math.ceil(tokens / partition_tokens), found.distinct))
+    # Of no more rows than a task holds at a time: one that is killed then loses what it held, and no earlier answers.
+    rows = math.ceil(found.distinct / settings.batch_rows)
+    most = max(busy, rows, min(math.ceil(tokens / partition_tokens), found.distinct))
     if not settings.reorder or most == 1:  # a single task orders its rows by itself
         return Layout(most)
     cells = _cells(asked, stage)
@@ -122,6 +124,7 @@ def lay_out(
         row_cost=round(output * CHARACTERS_PER_TOKEN),
         part_cost=round(partition_tokens * CHARACTERS_PER_TOKEN),
         least_parts=math.ceil(busy / areas),
+        part_rows=settings.batch_rows,
     )
     planned = _digests(asked, stage, cells, areas).mapInArrow(plan_function(planner), PLACES)
     if areas > 1:

@@ -21,12 +21,14 @@ PLACES = f"{ID} bigint, {AREA} int, {PART} int, {PLACE} bigint"
 class PartPlanner:
     """Orders the tuples of one area (a partition of the digests) and cuts them into parts of equal predicted cost.
 
+    Parts with too many rows are cut again, so that a task that is killed loses what it held at a time, and no more.
+
     A digest is a row's `id`, then for each cell its key (texts that are equal have equal keys, and similar ones begin
     alike) and the characters of its value; both NULL for NULL. Costs are in characters of prompts that are computed.
 
     frames: characters around the value in each cell. prompted: the first cell is the prompt, which comes before all
     others. method: of `reorder`. row_cost: of a row beside its prompt, such as its answer. part_cost: of a part.
-    least_parts: so many even where they cost less.
+    least_parts: so many even where they cost less. part_rows: rows of a part at most.
     """
 
     frames: tuple[int, ...]
@@ -35,6 +37,7 @@ class PartPlanner:
     row_cost: int
     part_cost: int
     least_parts: int
+    part_rows: int
 
     def batches(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The `PLACES` of the tuples of one partition."""
@@ -56,7 +59,10 @@ class PartPlanner:
         cost = computed_units(cells, ordering) + cells.num_rows * self.row_cost
         num_parts = min(max(math.ceil(cost / self.part_cost), self.least_parts), cells.num_rows)
         cuts = cut(cells, ordering, num_parts, row_units=self.row_cost)
-        return ordering.rows, np.repeat(np.arange(num_parts), np.diff(cuts))
+        sizes = np.diff(cuts)
+        pieces = -(-sizes // self.part_rows)
+        place = np.arange(cells.num_rows) - np.repeat(cuts[:-1], sizes)
+        return ordering.rows, np.repeat(np.cumsum(pieces) - pieces, sizes) + place // self.part_rows
 
     def _cells(self, digests: pa.Table) -> Cells:
         columns = digests.columns[1:]
