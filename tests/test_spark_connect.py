@@ -1,10 +1,11 @@
 """Spark Connect: functions, planned DataFrames and clear errors where there is no JVM beside the session.
 
-Needs `pip install 'pyspark[connect]'`, and a process of its own, in which nothing has started a JVM.
+Needs `pip install 'llmsql[connect]'`, and a process of its own, in which nothing has started a JVM.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zlib
@@ -14,9 +15,9 @@ import pytest
 
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
 for module in ("grpc", "grpc_status", "google.rpc"):
-    pytest.importorskip(module, reason="Spark Connect needs more packages: pip install 'pyspark[connect]'")
+    pytest.importorskip(module, reason="Spark Connect needs more packages: pip install 'llmsql[connect]'")
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.spark_cluster]
 
 
 def describe(prompt, fields, options):
@@ -87,7 +88,8 @@ def main(notes: str) -> None:
 
 def test_over_connect(tmp_path):
     command = [sys.executable, __file__, str(tmp_path / "notes")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # what the server runs as worker
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert "all is well" in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
 
 
