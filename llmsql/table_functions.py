@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from llmsql import models
 from llmsql.answers import arrow_type
 from llmsql.arguments import fields_table
 from llmsql.budget import Budget
+from llmsql.buffering import buffered
 from llmsql.errors import CallError, SettingError
 from llmsql.functions import FUNCTIONS, Call, make_call
 from llmsql.model import Model
@@ -185,24 +187,17 @@ def _answered(
 def _answered_stream(
     asking: _Asking, reader: pa.RecordBatchReader, columns: Columns, column: str | None
 ) -> pa.RecordBatchReader:
-    schema = asking.table(reader.schema.empty_table(), columns, column).schema
-
     def batches() -> Iterator[pa.RecordBatch]:
         try:
-            held: list[pa.RecordBatch] = []
-            rows = 0
-            for batch in reader:
-                held.append(batch)
-                rows += batch.num_rows
-                if rows >= asking.settings.batch_rows:
-                    yield from asking.table(pa.Table.from_batches(held), columns, column).to_batches()
-                    held, rows = [], 0
-            if held:
+            for held in buffered(reader, asking.settings.batch_rows, len):
                 yield from asking.table(pa.Table.from_batches(held), columns, column).to_batches()
         finally:
             asking.finish()
 
-    return pa.RecordBatchReader.from_batches(schema, batches())
+    stream = batches()
+    weakref.finalize(stream, asking.release)  # a stream that is dropped unread runs no code of its own
+    schema = asking.table(reader.schema.empty_table(), columns, column).schema
+    return pa.RecordBatchReader.from_batches(schema, stream)
 
 
 @dataclass(frozen=True)
@@ -285,12 +280,16 @@ class _Asking:
         order = np.argsort(first)  # groups stand in the order of their first rows
         return table_kind(kind.kept(is_first, keys)).with_column(column, values.take(pa.array(order)))
 
+    def release(self) -> None:
+        """Give the model back. Idempotent."""
+        if self.opened is not None:
+            self.opened.release()
+
     def finish(self) -> None:
         """Give the model back, and tell about failed rows."""
         from llmsql.failures import warn_of_failures
 
-        if self.opened is not None:
-            self.opened.release()
+        self.release()
         self.counted.seconds += self.stage.model_seconds
         warn_of_failures(self.counted)
 

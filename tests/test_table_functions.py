@@ -162,6 +162,22 @@ def test_a_reader_is_answered_as_it_is_read() -> None:
     assert model.calls == 20
 
 
+def test_the_model_of_a_stream_that_is_not_read_is_given_back() -> None:
+    from llmsql import models, table_functions
+
+    def reader() -> pa.RecordBatchReader:
+        return pa.RecordBatchReader.from_batches(TABLE.schema, TABLE.to_batches())
+
+    made = llmsql.llm(reader(), "Say", model="demo", cache=False)  # loads no weights: nothing is asked
+    assert [users for _, users in models._open.values()] == [2], "one call's, and one kept for the next call"
+    del made
+    with pytest.raises(llmsql.CallError, match="no column 'nope'"):
+        llmsql.llm(reader(), "Say", "nope", model="demo", cache=False)
+    assert [users for _, users in models._open.values()] == [1]
+    table_functions._kept.keep(None)
+    assert models._open == {}
+
+
 def test_failures_budgets_and_the_cache(tmp_path: Path) -> None:
     def fails(prompt: str, fields: dict, options: dict) -> str:
         if fields["title"] == "pot":

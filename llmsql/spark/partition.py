@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyspark import Accumulator
 
 from llmsql.arguments import answer_arguments, answer_in_place, struct_fields
+from llmsql.buffering import buffered
 from llmsql.functions import FUNCTIONS, Call
 from llmsql.model import Model
 from llmsql.models import ModelSet
@@ -51,10 +52,12 @@ class PartitionFunction:
         """
         models: ModelSet | None = None
         with closing(Report(self.allowance, IN_PLACE, self.name)) as report:
-            for columns, lengths in _buffered(batches, self.settings.batch_rows):
+            columns = (batch if isinstance(batch, tuple) else (batch,) for batch in batches)
+            for held in buffered(columns, self.settings.batch_rows, _num_rows):
                 if models is None:  # an empty partition loads no model
                     models = worker_models(self.model, self.settings)
-                yield from _cut(self._answer(columns, models, report), lengths)
+                joined = [pa.chunked_array(arrays) for arrays in zip(*held)]
+                yield from _cut(self._answer(joined, models, report), map(_num_rows, held))
 
     def _answer(self, columns: list[pa.ChunkedArray], models: ModelSet, report: Report) -> pa.Array:
         def ask(call: Call, fields: pa.Table, prompts: pa.ChunkedArray | None = None) -> pa.Array:
@@ -84,24 +87,11 @@ def arrow_function(function: PartitionFunction) -> Callable[[Iterator[tuple[pa.A
     return run
 
 
-def _buffered(batches: Iterator[Batch], rows: int) -> Iterator[tuple[list[pa.ChunkedArray], list[int]]]:
-    """Consecutive batches of together at least `rows` rows, except for the last, as (columns, batch lengths)."""
-    held: list[Sequence[pa.Array]] = []
-    lengths: list[int] = []
-    num_rows = 0
-    for batch in batches:
-        columns = batch if isinstance(batch, tuple) else (batch,)
-        held.append(columns)
-        lengths.append(len(columns[0]) if columns else 0)
-        num_rows += lengths[-1]
-        if num_rows >= rows:
-            yield [pa.chunked_array(arrays) for arrays in zip(*held)], lengths
-            held, lengths, num_rows = [], [], 0
-    if held:
-        yield [pa.chunked_array(arrays) for arrays in zip(*held)], lengths
+def _num_rows(columns: tuple[pa.Array, ...]) -> int:
+    return len(columns[0]) if columns else 0
 
 
-def _cut(values: pa.Array, lengths: list[int]) -> Iterator[pa.Array]:
+def _cut(values: pa.Array, lengths: Iterable[int]) -> Iterator[pa.Array]:
     start = 0
     for length in lengths:
         yield values.slice(start, length)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyspark import Accumulator
 
 from llmsql.arguments import fields_table
+from llmsql.buffering import buffered
 from llmsql.functions import Call
 from llmsql.model import Model
 from llmsql.operator import evaluate
@@ -40,7 +41,9 @@ class StageFunction:
     def batches(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The argument columns of the batches and `value`; up to `settings.batch_rows` rows are asked at a time."""
         with closing(Report(self.allowance, self.stage.name, self.stage.call.function)) as report:
-            for table in _buffered(batches, self.settings.batch_rows):
+            filled = (batch for batch in batches if batch.num_rows)
+            for held in buffered(filled, self.settings.batch_rows, len):
+                table = pa.Table.from_batches(held)
                 arguments = table.select(list(self.stage.columns))
                 answered = arguments.append_column(VALUE, self._values(arguments, table.column(COUNT), report))
                 yield from answered.combine_chunks().to_batches()
@@ -78,18 +81,3 @@ def map_function(function: StageFunction) -> Callable[[Iterator[pa.RecordBatch]]
         return function.batches(batches)
 
     return run
-
-
-def _buffered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """Consecutive batches of together at least `rows` rows, except for the last."""
-    held: list[pa.RecordBatch] = []
-    num_rows = 0
-    for batch in batches:
-        if batch.num_rows:
-            held.append(batch)
-            num_rows += batch.num_rows
-        if num_rows >= rows:
-            yield pa.Table.from_batches(held)
-            held, num_rows = [], 0
-    if held:
-        yield pa.Table.from_batches(held)
