@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DEMO = "demo"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # the garbage collector may give a session's model back in a thread that holds it
 _open: dict[tuple[object, ...], tuple[EmbeddedModel | RemoteModel, int]] = {}
 _caches: weakref.WeakValueDictionary[Path, ResultCache] = weakref.WeakValueDictionary()
 
