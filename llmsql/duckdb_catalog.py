@@ -169,13 +169,13 @@ class DuckDBCatalog:
         return parameters_of(query, self._parameters) if self._parameters else {}
 
     def _functions_named(self, function: str) -> _Functions:
-        """DuckDB's own functions, which do not change; or, for another name, those that there are now."""
+        """DuckDB's own functions; or, for another name, all that there are now: the user's, and those of extensions."""
         if DuckDBCatalog._built_in is None:
             DuckDBCatalog._built_in = self._list_functions("internal")
         if function.lower() in DuckDBCatalog._built_in.names or not function.isidentifier():
             return DuckDBCatalog._built_in
         if self._functions is None:
-            self._functions = self._list_functions("NOT internal")
+            self._functions = self._list_functions("true")
         return self._functions
 
     def _list_functions(self, which: str) -> _Functions:

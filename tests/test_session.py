@@ -14,6 +14,7 @@ import pytest
 from scratch_relations import scratch_relations
 
 import llmsql
+from llmsql.duckdb_catalog import DuckDBCatalog, _Functions
 from llmsql.testing import FakeModel
 
 
@@ -392,6 +393,13 @@ def test_register_adds_plain_functions():
         registration.remove()
         with pytest.raises(duckdb.CatalogException):
             connection.execute("SELECT llm('Say', 1)")
+
+
+def test_functions_of_an_extension_that_is_loaded_later_are_known(con, monkeypatch):
+    earlier = _Functions(names=frozenset({"lower"}), aggregate=frozenset(), volatile=frozenset())
+    monkeypatch.setattr(DuckDBCatalog, "_built_in", earlier)
+    found = con.sql("SELECT llm('Say', entropy(x)) AS s FROM t GROUP BY id % 3 = 0 HAVING entropy(x) > 0.1")
+    assert con.sql("SELECT s[:12] FROM found").fetchall() == [("ENTROPY(x)=1",)]
 
 
 def test_explain_runs_nothing(con):
