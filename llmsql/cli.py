@@ -15,6 +15,7 @@ import duckdb
 import llmsql
 from llmsql.errors import LlmsqlError
 from llmsql.failures import LlmsqlWarning
+from llmsql.result_cache import CacheWarning
 from llmsql.session import Session
 
 FETCHED_AT_A_TIME = 10_000
@@ -32,7 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("llmsql: --format parquet needs --output FILE", file=sys.stderr)
         return 2
     sql = sys.stdin.read() if options.sql == "-" else options.sql
-    warnings.showwarning = _show_warning
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _connected(sql, options)
+
+
+def _connected(sql: str, options: argparse.Namespace) -> int:
     try:
         names = ("device", "dtype", "kv_memory", "cache", "engine", "tls_root")
         settings = {name: value for name in names if (value := getattr(options, name))}
@@ -131,7 +137,7 @@ def _write_json(session: Session, file: TextIO) -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if issubclass(category, LlmsqlWarning):
+    if issubclass(category, (LlmsqlWarning, CacheWarning)):
         print(f"llmsql: {message}", file=sys.stderr)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 
 import pyarrow.parquet as pq
 import pytest
@@ -75,6 +76,10 @@ def test_dry_run(reviews, capsys):
     assert lines[0].startswith("call ")
     assert lines[1].split()[-8:-4] == ["3", "3", "0", "2"], "a row without a text is not asked"
     assert err == ""
+    shows = warnings.showwarning
+    assert main([SQL.format(reviews), "--dry-run", "--cache", str(reviews / "in a file")]) == 0
+    assert "the result cache" in capsys.readouterr().err
+    assert warnings.showwarning is shows
 
 
 @pytest.mark.parametrize(
