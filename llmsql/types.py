@@ -112,7 +112,7 @@ class AnswerType:
             return text
         try:
             found = json.loads(text) if self.is_json else text.strip()
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise ValueError(f"expected JSON of {self.sql}, the model answered {shortened(text)} ({problem})") from None
         try:
             return self._checked(found)

@@ -88,6 +88,7 @@ def test_values(sql: str, text: str, value: object) -> None:
         ("DECIMAL(4,2)", "1000"),
         ("INTEGER[]", "1, 2"),
         ("INTEGER[]", '{"a": 1}'),
+        ("INTEGER[]", "[" * 100_000),
         ("STRUCT(a INTEGER)", '{"b": 1}'),
         ("STRUCT(a INTEGER)", '{"a": true}'),
         ("STRUCT(a INTEGER)", '{"a": "x"}'),
