@@ -33,15 +33,30 @@ constexpr int64_t SMALL = 1 << 18;         // multiply-adds; with fewer, waking 
 
 int64_t words_of(int64_t inputs, int64_t per_word) { return (inputs + per_word - 1) / per_word; }
 
+// The weights that are needed next, fetched line by line while products are made: so memory has no pause. With few
+// groups of LANES rows memory is what takes the time, and nothing is gained.
+struct Ahead {
+    const char *line, *end;
+
+    Ahead(const float *begin, int64_t words, int64_t row_groups)
+        : line(reinterpret_cast<const char *>(begin)),
+          end(begin && row_groups >= COLUMNS ? line + words * TILE * sizeof(float) : line) {}
+    void fetch() {
+        if (line < end) __builtin_prefetch(line);
+        line += 64;
+    }
+};
+
 // R rows times a slice of a panel, added to what stands in `from` (rows `from_stride` apart): sums[R][TILE].
 template <typename T, int R>
 void multiply(const float *x, int64_t x_stride, const float *panel, int64_t words, const float *from,
-              int64_t from_stride, float *sums) {
+              int64_t from_stride, float *sums, Ahead &ahead) {
     typedef Packed<T> P;
     Vector total[R][COLUMNS];
     for (int r = 0; r < R; ++r)
         for (int j = 0; j < COLUMNS; ++j) total[r][j] = load(from + r * from_stride + j * WIDTH);
     for (int64_t k = 0; k < words; ++k) {
+        ahead.fetch();
         Vector weight[COLUMNS];
         for (int j = 0; j < COLUMNS; ++j) weight[j] = load(panel + k * TILE + j * WIDTH);
         for (int r = 0; r < R; ++r)
@@ -54,26 +69,30 @@ void multiply(const float *x, int64_t x_stride, const float *panel, int64_t word
 
 template <typename T, int R>
 void multiply_rest(int64_t rows, const float *x, int64_t x_stride, const float *panel, int64_t words, const float *from,
-                   int64_t from_stride, float *sums) {
+                   int64_t from_stride, float *sums, Ahead &ahead) {
     if (rows == R)
-        multiply<T, R>(x, x_stride, panel, words, from, from_stride, sums);
+        multiply<T, R>(x, x_stride, panel, words, from, from_stride, sums, ahead);
     else if constexpr (R > 1)
-        multiply_rest<T, R - 1>(rows, x, x_stride, panel, words, from, from_stride, sums);
+        multiply_rest<T, R - 1>(rows, x, x_stride, panel, words, from, from_stride, sums, ahead);
 }
 
 // The product of a block of rows with a panel, and its bias, as [rows, TILE] in fp32.
 template <typename T>
-void product(const float *x, int64_t x_stride, int64_t rows, const float *panel, int64_t words, const T *bias,
-             int64_t columns, float *sums) {
+void product(const float *x, int64_t x_stride, int64_t rows, const float *panel, int64_t words, const float *next,
+             const T *bias, int64_t columns, float *sums) {
     float start[TILE] = {};
     for (int64_t c = 0; bias && c < columns; ++c) start[c] = to_float(bias[c]);
     const int64_t slices = std::max<int64_t>(1, (words + SLICE_WORDS - 1) / SLICE_WORDS);
     const int64_t slice = (words + slices - 1) / slices;
-    for (int64_t begin = 0; begin < words; begin += slice)
+    for (int64_t begin = 0; begin < words; begin += slice) {
+        const bool last = begin + slice >= words;
+        Ahead ahead(last ? next : panel + (begin + slice) * TILE, std::min(slice, last ? words : words - begin - slice),
+                    (rows + LANES - 1) / LANES);
         for (int64_t row = 0; row < rows; row += LANES)
             multiply_rest<T, LANES>(std::min<int64_t>(LANES, rows - row), x + row * x_stride + begin, x_stride,
                                     panel + begin * TILE, std::min(slice, words - begin),
-                                    begin ? sums + row * TILE : start, begin ? TILE : 0, sums + row * TILE);
+                                    begin ? sums + row * TILE : start, begin ? TILE : 0, sums + row * TILE, ahead);
+    }
 }
 
 Vector activated(Vector x, int64_t activation) {
@@ -100,14 +119,23 @@ template <typename T> void run(const LinearCall &call) {
     const bool copied = !in_place || call.inputs % per_word || call.x_stride % per_word ||
                         reinterpret_cast<uintptr_t>(call.x) % sizeof(float);
     const int64_t threads = call.rows * call.inputs * call.outputs < SMALL ? 1 : call.threads;
+    const int64_t tasks = panels * blocks;
+    int64_t taken = 0;
+    auto take = [&taken] {
+        int64_t task;
+#pragma omp atomic capture
+        task = taken++;
+        return task;
+    };
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Buffers buffers;
         buffers.sums.resize(ROWS * TILE);
         if (call.up) buffers.gate.resize(ROWS * TILE);
         int64_t held = -1;  // the block of rows that was copied
-#pragma omp for schedule(monotonic : dynamic, 1)
-        for (int64_t task = 0; task < panels * blocks; ++task) {
+        for (int64_t task = take(), after; task < tasks; task = after) {
+            after = take();  // known before it is begun, so that its weights can be fetched
+            const float *then = after < tasks ? call.weight + after % panels * words * TILE : nullptr;
             const int64_t block = task / panels, panel = task % panels;
             const int64_t first = block * ROWS, rows = std::min(ROWS, call.rows - first);
             const int64_t column = panel * TILE, columns = std::min<int64_t>(TILE, call.outputs - column);
@@ -128,16 +156,16 @@ template <typename T> void run(const LinearCall &call) {
                 }
                 x = buffers.x.data();
             }
-            auto multiplied = [&](const float *weight, const void *bias, float *sums) {
+            auto multiplied = [&](const float *weight, const float *next, const void *bias, float *sums) {
                 const T *values = static_cast<const T *>(bias);
-                product<T>(x, x_stride, rows, weight + panel * words * TILE, words, values ? values + column : nullptr,
-                           columns, sums);
+                product<T>(x, x_stride, rows, weight + panel * words * TILE, words, next,
+                           values ? values + column : nullptr, columns, sums);
             };
             float *sums = buffers.sums.data();
-            multiplied(call.weight, call.bias, sums);
+            multiplied(call.weight, call.up ? call.up + panel * words * TILE : then, call.bias, sums);
             if (call.up) {
                 float *up = buffers.gate.data();
-                multiplied(call.up, call.up_bias, up);
+                multiplied(call.up, then, call.up_bias, up);
                 for (int64_t i = 0; i < rows * TILE; i += WIDTH)
                     store(sums + i, activated(load(sums + i), call.activation) * load(up + i));
             }
