@@ -14,7 +14,7 @@ from pyspark.sql.types import BooleanType, StructField, StructType
 from llmsql.answers import arrow_type
 from llmsql.planner.plan import Stage
 from llmsql.spark.counters import make_counters, summed
-from llmsql.spark.kept_frames import read_once, without_plan
+from llmsql.spark.kept_frames import dear_rows, read_once, without_plan
 from llmsql.spark.known_answers import KNOWN, KnownAnswers, look_up_function, may_be_known
 from llmsql.spark.layout import Sizes, lay_out, sizes
 from llmsql.spark.model_files import portable_name
@@ -142,7 +142,7 @@ def _ask_all(
     )
     counters = make_counters(registration.context)
     work = function(stage, model, settings, (counters, registration.counters), running.allowance)
-    answers = layout.apply(asked).mapInArrow(map_function(work), schema).persist(StorageLevel.MEMORY_AND_DISK)
+    answers = layout.apply(asked).mapInArrow(map_function(work), schema).persist(dear_rows(asked.sparkSession))
     total = found.distinct if settings.deduplicate else found.rows
     try:
         with running.asking(stage.call_sql, stage.name, total, statistics) as live:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import weakref
 from typing import Any
 
@@ -10,6 +11,8 @@ import pyspark
 from py4j.protocol import Py4JError
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
+
+from llmsql.spark.requirements import is_connect
 
 LOG = logging.getLogger(__name__)
 
@@ -66,13 +69,19 @@ def give_back(frames: list[DataFrame]) -> None:
 def read_once(frame: DataFrame) -> DataFrame:
     """The rows of a frame as they come now, also when what holds them is lost later.
 
-    Rows that are drawn would be others when Spark computes them again, and there would be no answers for them. From
-    Spark 4 on two executors hold each row; when all that hold it are gone, Spark says that a checkpoint is not found.
+    Rows that are drawn would be others when Spark computes them again, and there would be no answers for them. Before
+    Spark 4 one executor holds each row; when all that hold it are gone, Spark says that a checkpoint is not found.
     """
     try:
-        return frame.localCheckpoint(True, StorageLevel.MEMORY_AND_DISK_2)
+        return frame.localCheckpoint(True, dear_rows(frame.sparkSession))
     except TypeError:  # before Spark 4
         return frame.localCheckpoint(True)
+
+
+def dear_rows(spark: SparkSession) -> StorageLevel:
+    """How rows are kept that cost a model's work, or come only once: by two executors, where there may be two."""
+    is_alone = not is_connect(spark) and re.fullmatch(r"local(\[.*\])?", spark.sparkContext.master) is not None
+    return StorageLevel.MEMORY_AND_DISK if is_alone else StorageLevel.MEMORY_AND_DISK_2
 
 
 def without_plan(frame: DataFrame) -> DataFrame:
