@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import duckdb
@@ -250,13 +248,3 @@ def test_the_engine_answers_and_stays_loaded() -> None:
     assert table_functions._kept.model._engine is engine
     table_functions._kept.keep(None)
     assert table_functions._kept.model is None
-
-
-def test_importing_is_light() -> None:
-    code = (
-        "import sys, llmsql; llmsql.llm_filter\n"
-        "heavy = [name for name in ('torch', 'pyspark', 'pandas', 'polars') if name in sys.modules]\n"
-        "sys.exit(str(heavy) if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
