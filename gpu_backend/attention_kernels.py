@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from llmsql.kernels.work_list import TileLimits
 
 from .cascade import Costs
-from .kv_cache import write_slots
+from .kv_cache import LayerShape, PoolShapes, slots_first
 
 LAUNCH_BYTES = 8 * 2**20
 """What two more launches cost on a GPU, as bytes that could be read meanwhile: some microseconds. An estimate."""
@@ -28,6 +28,7 @@ class AttentionKernels:
     name: str
     paged_attention: Callable[..., torch.Tensor]
     write_kv: Callable[..., None]
+    pool_shapes: PoolShapes
     tile_limits: Callable[..., TileLimits]
     """Of `key_dim`, `value_dim`, `group` and `dtype`."""
     costs: Callable[..., Costs]
@@ -40,15 +41,22 @@ def attention_kernels(name: str) -> AttentionKernels:
     """Those called "triton", which are loaded with it, or "native"."""
     if name == "native":
         from llmsql.kernels.native.attention import paged_attention as native_attention
+        from llmsql.kernels.native.pool import write_kv as native_write
 
         return AttentionKernels(
-            name, native_attention, write_slots, _native_limits, native_costs, lambda device: torch.get_num_threads()
+            name,
+            native_attention,
+            native_write,
+            _native_pools,
+            _native_limits,
+            native_costs,
+            lambda device: torch.get_num_threads(),
         )
     assert name == "triton", f"there are no attention kernels called {name}"
     from llmsql.kernels import paged_attention, write_kv
     from llmsql.kernels.attention_launch import tile_limits
 
-    return AttentionKernels(name, paged_attention, write_kv, tile_limits, gpu_costs, num_processors)
+    return AttentionKernels(name, paged_attention, write_kv, slots_first, tile_limits, gpu_costs, num_processors)
 
 
 def gpu_costs(*, heads: int, kv_heads: int, key_dim: int, value_dim: int, itemsize: int) -> Costs:
@@ -78,6 +86,12 @@ def native_costs(*, heads: int, kv_heads: int, key_dim: int, value_dim: int, ite
 ITEM_NS = 1_000  # an item's queries and sums
 MERGE_NS = 0.5  # a number of a part, written and read again
 PACK_NS = 0.1  # a number of a key or value, put in its place in a tile
+
+
+def _native_pools(num_slots: int, shape: LayerShape, dtype: torch.dtype) -> tuple[Sequence[int], Sequence[int]]:
+    from llmsql.kernels.native.pool import pool_shapes
+
+    return pool_shapes(num_slots, shape.kv_heads, shape.key_dim, shape.value_dim, dtype)
 
 
 def _native_limits(*, key_dim: int, value_dim: int, group: int, dtype: torch.dtype) -> TileLimits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,8 @@ class FusedDecoder:
     operators: Operators
     row_sizes: RowSizes
     """That of the products."""
+    together: Callable[[torch.Tensor, Sequence[StepTensors]], tuple[torch.Tensor, torch.Tensor]] | None = None
+    """All layers but the last in one call, where kernels have one; see `NativeLayers`."""
 
     def __call__(
         self,
@@ -60,7 +62,11 @@ class FusedDecoder:
         residual: torch.Tensor | None = None
         early = rows if rows is not None and (rows.attention is not None or len(rows.index) == 0) else None
         last = len(self.layers) - 1
-        for number, layer in enumerate(self.layers):
+        begin = 0
+        if self.together is not None:
+            hidden, residual = self.together(hidden, steps)
+            begin = last
+        for number, layer in enumerate(self.layers[begin:], begin):
             step = steps[self.rotary_of[number]]
             hidden, residual = layer(hidden, residual, step, self.operators, early if number == last else None)
         if rows is not None and early is None:

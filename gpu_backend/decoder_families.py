@@ -23,6 +23,8 @@ from .row_sizes import RowSizes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .native_layers import NativeLayers
+
 FAMILIES = ("Llama", "Qwen2", "Qwen3", "Mistral", "Gemma2", "Gemma3")
 """Classes `<family>ForCausalLM` of transformers; Gemma3's is its language model without the vision tower."""
 
@@ -95,7 +97,14 @@ def fuse(
         logit_softcap=getattr(config, "final_logit_softcapping", None),
         operators=operators,
         row_sizes=parts.row_sizes,
+        together=_together(layers[:-1], rotary_of) if kernels == "native" else None,
     )
+
+
+def _together(layers: Sequence[DecoderLayer], rotary_of: Sequence[int]) -> NativeLayers | None:
+    from .native_layers import NativeLayers
+
+    return NativeLayers.of(layers, rotary_of)
 
 
 class _Parts:

@@ -16,9 +16,9 @@ from .attention_kernels import AttentionKernels
 from .attention_work import LayerTiles, plan_work
 from .batch import StepBatch
 from .cascade import shared_groups
-from .kv_cache import KVCache
+from .kv_cache import KVCache, LayerShape
 
-_Name = tuple[int, torch.Size, torch.Size, int | None]
+_Name = tuple[int, LayerShape, int | None]
 STEPS_OF_A_PLAN = 64
 """For how many steps that only decode the same rows a work list serves. More leave its programs less even."""
 
@@ -54,11 +54,11 @@ class KernelAttention:
         self.slots = torch.from_numpy(batch.slots).to(device)
         self._kernels = kernels
         self._device = device
-        self._block_size = batch.block_size
+        self.block_size = batch.block_size
         self._arrays = batch.table
         self._cascade = cascade
         self._processors = kernels.num_processors(device) if split_keys else 0
-        self._table = NodeTable(**dict(zip(vars(batch.table), to_device(list(vars(batch.table).values()), device))))
+        self.table = NodeTable(**dict(zip(vars(batch.table), to_device(list(vars(batch.table).values()), device))))
         self._work: dict[_Name, WorkList] = {}
         self._structure = batch.structure
         self._decodes = batch.structure >= 0 and len(batch.token_ids) == len(batch.table.query_position)
@@ -90,13 +90,21 @@ class KernelAttention:
             query.to(keys.dtype),
             keys,
             values,
-            self._table,
-            self._work_list(query.shape[1], keys, values, window),
-            block_size=self._block_size,
+            self.table,
+            self.work_list(layer, query.shape[1], window),
+            block_size=self.block_size,
             scale=scale,
             sliding_window=window,
             softcap=softcap,
         ).to(query.dtype)
+
+    def work_list(self, layer: int, heads: int, window: int | None) -> WorkList:
+        """What the kernel does for a layer: that of all layers of the same shape and window."""
+        name = (heads, self.cache.shapes[layer], window)
+        work = self._work.get(name)
+        if work is None:
+            work = self._work[name] = self._again(name) or self._plan(name, self.cache.keys[layer].dtype)
+        return work
 
     def _like(self, other: KernelAttention) -> bool:
         """Whether the other's work lists are for the same rows, and made in the same way."""
@@ -108,13 +116,6 @@ class KernelAttention:
             self._device,
         )
 
-    def _work_list(self, heads: int, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> WorkList:
-        name = (heads, keys.shape, values.shape, window)
-        work = self._work.get(name)
-        if work is None:
-            work = self._work[name] = self._again(name) or self._plan(heads, keys, values, window)
-        return work
-
     def _again(self, name: _Name) -> WorkList | None:
         """The work list of an earlier step, with the positions of this one."""
         planned = self._planned.get(name)
@@ -123,23 +124,24 @@ class KernelAttention:
         steps = self._arrays.query_position - planned.query_position
         if int(steps.min()) < 0 or int(steps.max()) > STEPS_OF_A_PLAN:
             return None
-        position = self._table.query_position.index_select(0, planned.work.entry_token)  # a row has one token
+        position = self.table.query_position.index_select(0, planned.work.entry_token)  # a row has one token
         return replace(planned.work, entry_position=position)
 
-    def _plan(self, heads: int, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> WorkList:
-        (_, kv_heads, key_dim), value_dim = keys.shape, values.shape[2]
-        shape = {"key_dim": key_dim, "value_dim": value_dim}
-        group = heads // kv_heads
-        costs = self._kernels.costs(heads=heads, kv_heads=kv_heads, **shape, itemsize=keys.itemsize)
-        tiles = LayerTiles(kv_heads, group, self._kernels.tile_limits(**shape, group=group, dtype=keys.dtype), window)
+    def _plan(self, name: _Name, dtype: torch.dtype) -> WorkList:
+        heads, shape, window = name
+        dims = {"key_dim": shape.key_dim, "value_dim": shape.value_dim}
+        group = heads // shape.kv_heads
+        costs = self._kernels.costs(heads=heads, kv_heads=shape.kv_heads, **dims, itemsize=dtype.itemsize)
+        limits = self._kernels.tile_limits(**dims, group=group, dtype=dtype)
+        tiles = LayerTiles(shape.kv_heads, group, limits, window)
         groups = shared_groups(self._arrays, costs) if self._cascade else []
         keys_to_come = STEPS_OF_A_PLAN if self._decodes else 0
         work = plan_work(self._arrays, groups, tiles, processors=self._processors, keys_to_come=keys_to_come)
-        sent = to_device([getattr(work, name).numpy() for name in TENSORS], self._device)
+        sent = to_device([getattr(work, tensor).numpy() for tensor in TENSORS], self._device)
         tensors: dict[str, Any] = dict(zip(TENSORS, sent))
         work = replace(work, **tensors)
         if self._decodes:
-            self._planned[heads, keys.shape, values.shape, window] = _Planned(work, self._arrays.query_position)
+            self._planned[name] = _Planned(work, self._arrays.query_position)
         return work
 
 

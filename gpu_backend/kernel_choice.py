@@ -68,9 +68,9 @@ def why_not_native() -> str | None:
 def can_run(kernels: str, shapes: Sequence[LayerShape], dtype: torch.dtype) -> bool:
     """Whether the attention kernel of this kind takes heads of these shapes in this type."""
     if kernels == "native":
-        from llmsql.kernels.native import attention as native
+        from llmsql.kernels.native import pool
 
-        return dtype in native.DTYPES
+        return dtype in pool.DTYPES
     if kernels == "triton":
         from llmsql.kernels.attention import DTYPES, MAX_HEAD_DIM  # loads triton
 

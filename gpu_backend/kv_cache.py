@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,20 +32,39 @@ class LayerAttention:
     softcap: float | None
 
 
+PoolShapes = Callable[[int, LayerShape, torch.dtype], tuple[Sequence[int], Sequence[int]]]
+"""The shapes of a layer's pools of keys and of values for a number of slots."""
+
+
+def slots_first(num_slots: int, shape: LayerShape, dtype: torch.dtype) -> tuple[Sequence[int], Sequence[int]]:
+    """A slot's keys and values lie together: [num_slots, kv_heads, key_dim or value_dim]."""
+    return (num_slots, shape.kv_heads, shape.key_dim), (num_slots, shape.kv_heads, shape.value_dim)
+
+
 class KVCache:
     """Keys and values of every layer, by slot; which slot holds what is the tree's business."""
 
     def __init__(
-        self, shapes: Sequence[LayerShape], num_slots: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        shapes: Sequence[LayerShape],
+        num_slots: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        pool_shapes: PoolShapes = slots_first,
     ) -> None:
-        def pool(*shape: int) -> torch.Tensor:
+        """`pool_shapes` is that of the kernels which read the pool."""
+
+        def pool(shape: Sequence[int]) -> torch.Tensor:
             if device.type != "cpu":
                 return torch.zeros(shape, dtype=dtype, device=device)
             size = math.prod(shape) * dtype.itemsize  # numpy's zeros are not touched: pages come with their first use
-            return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
+            return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(*shape)
 
-        self.keys = [pool(num_slots, shape.kv_heads, shape.key_dim) for shape in shapes]
-        self.values = [pool(num_slots, shape.kv_heads, shape.value_dim) for shape in shapes]
+        self.shapes = shapes
+        pools = [pool_shapes(num_slots, shape, dtype) for shape in shapes]
+        self.keys = [pool(keys) for keys, _ in pools]
+        self.values = [pool(values) for _, values in pools]
 
     def write(
         self,
@@ -54,17 +73,6 @@ class KVCache:
         key: torch.Tensor,  # [tokens, kv_heads, key_dim]
         value: torch.Tensor,  # [tokens, kv_heads, value_dim]
     ) -> None:
-        """Store the step's keys and values of one layer."""
-        write_slots(key, value, self.keys[layer], self.values[layer], slots)
-
-
-def write_slots(
-    key: torch.Tensor,  # [tokens, kv_heads, key_dim]
-    value: torch.Tensor,  # [tokens, kv_heads, value_dim]
-    key_pool: torch.Tensor,  # [num_slots, kv_heads, key_dim]
-    value_pool: torch.Tensor,  # [num_slots, kv_heads, value_dim]
-    slots: torch.Tensor,  # [tokens] int64
-) -> None:
-    """Store keys and values in their slots, in the type of the pools."""
-    key_pool.index_copy_(0, slots, key.to(key_pool.dtype))
-    value_pool.index_copy_(0, slots, value.to(value_pool.dtype))
+        """Store the step's keys and values of one layer, in pools of `slots_first`."""
+        self.keys[layer].index_copy_(0, slots, key.to(self.keys[layer].dtype))
+        self.values[layer].index_copy_(0, slots, value.to(self.values[layer].dtype))

@@ -19,7 +19,7 @@ from .decoder_layer import ReadRows
 from .errors import ModelError
 from .file_pages import FilePages
 from .kernel_choice import can_run
-from .kv_cache import KVCache
+from .kv_cache import KVCache, slots_first
 from .loading import no_interface
 from .logit_rows import logit_rows
 from .memory import free_memory
@@ -92,7 +92,13 @@ class ModelRunner:
 
     def allocate(self, num_slots: int) -> None:
         """Make the KV pool."""
-        self.cache = KVCache(self.layer_shapes, num_slots, dtype=self.dtype, device=self.device)
+        self.cache = self._new_cache(num_slots, self.kernels)
+        self._last_attention = None  # of the check of the decoder: its steps are numbered by themselves
+
+    def _new_cache(self, num_slots: int, kernels: str) -> KVCache:
+        """A pool for the attention of these kernels."""
+        pool_shapes = slots_first if kernels == "torch" else attention_kernels(kernels).pool_shapes
+        return KVCache(self.layer_shapes, num_slots, dtype=self.dtype, device=self.device, pool_shapes=pool_shapes)
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch) -> torch.Tensor:
@@ -224,7 +230,7 @@ class ModelRunner:
         )
 
     def _sample_logits(self, steps: list[StepBatch], decoder: FusedDecoder | None) -> list[torch.Tensor]:
-        cache = KVCache(self.layer_shapes, NUM_SLOTS, dtype=self.dtype, device=self.device)
+        cache = self._new_cache(NUM_SLOTS, "torch" if decoder is None else self.kernels)
         if decoder is None:  # attention by torch, so that kernels are compared as well
             options: dict[str, Any] = {"cascade": self.cascade, "device": self.device}
             attentions = [StepAttention(batch, cache, **options) for batch in steps]

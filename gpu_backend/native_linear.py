@@ -25,32 +25,32 @@ class NativeLinear:
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
         self._modules = list(modules)
-        self._weight = _pack(modules)
+        self.weight = _pack(modules)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Linear`."""
-        return linear(x, self._weight)
+        return linear(x, self.weight)
 
     def restore(self) -> None:
         """Unpack the weights; they come back bit by bit as they were."""
-        give_back(self._modules, self._weight.unpacked())
+        give_back(self._modules, self.weight.unpacked())
 
 
 class NativeGate:
     """The gated half of an MLP in one pass: results of the gate meet those of the other while they are at hand."""
 
     def __init__(self, gate: nn.Linear, up: nn.Linear, activation: str) -> None:
-        self._gate, self._up = NativeLinear([gate]), NativeLinear([up])
-        self._activation = _ACTIVATIONS[activation]
+        self.gate, self.up = NativeLinear([gate]), NativeLinear([up])
+        self.activation = _ACTIVATIONS[activation]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `GatedLinear`."""
-        return gated_linear(x, self._gate._weight, self._up._weight, self._activation)
+        return gated_linear(x, self.gate.weight, self.up.weight, self.activation)
 
     def restore(self) -> None:
         """See `GatedLinear`."""
-        self._gate.restore()
-        self._up.restore()
+        self.gate.restore()
+        self.up.restore()
 
 
 def _pack(modules: Sequence[nn.Linear]) -> PackedWeight:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import platform
 from pathlib import Path
@@ -21,8 +22,9 @@ from llmsql.gpu_backend.attention_kernels import attention_kernels
 from llmsql.gpu_backend.kernel_attention import KernelAttention
 from llmsql.gpu_backend.kernel_choice import resolve_kernels, why_not_native
 from llmsql.gpu_backend.kv_cache import LayerShape
+from llmsql.gpu_backend.parity import sample_steps
 from llmsql.kernels import norm, paged_attention_reference, rotary
-from llmsql.kernels.native import attention, library, linear, operators
+from llmsql.kernels.native import attention, library, linear, operators, pool
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -32,11 +34,37 @@ CPU = torch.device("cpu")
 needs_kernels = pytest.mark.skipif(why_not_native() is not None, reason=f"no C++ kernels: {why_not_native()}")
 
 
+def native_pools(key_pool: torch.Tensor, value_pool: torch.Tensor) -> list[torch.Tensor]:
+    """Pools of the kernels that hold what these [slots, kv_heads, dim] do."""
+    slots, kv_heads, key_dim = key_pool.shape
+    shapes = pool.pool_shapes(slots, kv_heads, key_dim, value_pool.shape[2], key_pool.dtype)
+    pools = [torch.zeros(shape, dtype=key_pool.dtype) for shape in shapes]
+    pool.write_kv(key_pool, value_pool, pools[0], pools[1], torch.arange(slots))
+    return pools
+
+
+def slots_of(keys: torch.Tensor, values: torch.Tensor, slots: int, key_dim: int) -> list[torch.Tensor]:
+    """The other way round, by torch alone."""
+    keys = keys.permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(2)[:slots, :, :key_dim]
+    values = values.permute(0, 2, 4, 1, 3).flatten(0, 2)[:slots]
+    return [keys, values]
+
+
+def rotary_and_write(query, key, value, cos, sin, positions, key_pool, value_pool, slots):
+    """The kernel on pools [slots, kv_heads, dim]."""
+    keys, values = native_pools(key_pool, value_pool)
+    out = operators.rotary_and_write(query, key, value, cos, sin, positions, keys, values, slots)
+    for old, new in zip((key_pool, value_pool), slots_of(keys, values, len(key_pool), key_pool.shape[2])):
+        old.copy_(new)
+    return out
+
+
 def check_attention(case: Case, *, spread: float = 1.0) -> None:
     """`spread` is that of the numbers, whose products grow with its square."""
     expected = paged_attention_reference(*case.arguments, **case.options)
+    pools = native_pools(case.key_pool, case.value_pool)
     for cut in CUTS:
-        out = attention.paged_attention(*case.arguments, case.work(**cut), **case.options)
+        out = attention.paged_attention(case.query, *pools, case.table, case.work(**cut), **case.options)
         assert out.dtype == case.query.dtype
         torch.testing.assert_close(out.float(), expected.float(), atol=TOLERANCE[out.dtype] * spread**2, rtol=0)
 
@@ -72,7 +100,8 @@ def test_attention_over_several_tiles_of_keys(dtype, length):
 @needs_kernels
 def test_attention_of_nothing():
     case = build([Node(None, 4)], [])
-    assert attention.paged_attention(*case.arguments, case.work(), **case.options).shape == (0, 2, 16)
+    pools = native_pools(case.key_pool, case.value_pool)
+    assert attention.paged_attention(case.query, *pools, case.table, case.work(), **case.options).shape == (0, 2, 16)
 
 
 @needs_kernels
@@ -80,8 +109,27 @@ def test_attention_of_nothing():
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("norm", "rotary"))])
 def test_operators_equal_their_references(name, dtype, monkeypatch):
     monkeypatch.setattr(norm, "rms_norm", operators.rms_norm)
-    monkeypatch.setattr(rotary, "rotary_and_write", operators.rotary_and_write)
+    monkeypatch.setattr(rotary, "rotary_and_write", rotary_and_write)
     check(name, dtype, "cpu")
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("kv_heads", "key_dim", "value_dim"), [(1, 1, 1), (2, 16, 16), (3, 7, 40), (1, 129, 64)])
+def test_what_is_written_is_found_in_its_slots(kv_heads, key_dim, value_dim, dtype):
+    generator = torch.Generator().manual_seed(0)
+    key, value = (torch.randn(kv_heads, 40, dim, generator=generator).to(dtype) for dim in (key_dim, value_dim))
+    key, value = key.transpose(0, 1), value.transpose(0, 1)  # heads outside, as transformers hands them over
+    slots = torch.randperm(50, generator=generator)[:40]
+    slots[7] = -1
+    shapes = pool.pool_shapes(50, kv_heads, key_dim, value_dim, dtype)
+    keys, values = (torch.zeros(shape, dtype=dtype) for shape in shapes)
+    pool.write_kv(key, value, keys, values, slots)
+    written = slots >= 0
+    for found, shown in zip(slots_of(keys, values, 50, key_dim), (key, value)):
+        expected = torch.zeros(50, kv_heads, shown.shape[2], dtype=dtype)
+        expected[slots[written]] = shown[written]
+        assert torch.equal(found, expected)
 
 
 @needs_kernels
@@ -105,6 +153,7 @@ def test_steps_of_random_batches(seed):
     query = torch.randn(len(batch.token_ids), 4, 8)
     options = {"scale": 0.4, "window": 7 if seed > 1 else None, "softcap": 2.0 if seed == 3 else None}
     expected = plain_attention(batch, query, cache, *options.values())
+    cache.keys[0], cache.values[0] = native_pools(cache.keys[0], cache.values[0])
     for cascade, split_keys in ((True, True), (True, False), (False, True)):
         step = KernelAttention(
             batch, cache, attention_kernels("native"), cascade=cascade, split_keys=split_keys, device=CPU
@@ -136,6 +185,20 @@ def test_the_engine_gives_the_answers_of_torch(family, cascade):
     assert (of_torch, of_ours) == ("torch", "native")
     assert [one.token_ids for one in found] == [one.token_ids for one in expected]
     assert found[-1].log_probs == pytest.approx(expected[-1].log_probs, abs=1e-3)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gemma3"])
+def test_layers_in_one_call_are_those_called_one_by_one(family, dtype):
+    with Engine(tiny_model(family), kernels="native", dtype=dtype) as engine:
+        runner = engine._runner
+        assert runner.decoder.together is not None
+        alone = dataclasses.replace(runner.decoder, together=None)
+        steps = sample_steps(runner.vocab_size, engine.max_context)
+        with torch.inference_mode():
+            for one, other in zip(*(runner._sample_logits(steps, decoder) for decoder in (runner.decoder, alone))):
+                assert torch.equal(one, other)
 
 
 @needs_kernels
@@ -239,7 +302,7 @@ def test_a_processor_with_narrower_vectors_gives_the_same(afresh, monkeypatch):
         torch.testing.assert_close(found.double(), x.double() @ weight.double().T, **tolerance)
         for name in ("norm, residual", "rotary of odd shapes"):
             monkeypatch.setattr(norm, "rms_norm", operators.rms_norm)
-            monkeypatch.setattr(rotary, "rotary_and_write", operators.rotary_and_write)
+            monkeypatch.setattr(rotary, "rotary_and_write", rotary_and_write)
             check(name, dtype, "cpu")
 
 

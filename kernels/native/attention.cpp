@@ -1,35 +1,19 @@
 // Paged attention over a work list on the CPU: the same node table, work list and result as the Triton kernel.
 //
 // A task is one item of the list for one KV head. Its query tokens times the query heads of the KV head are lanes. Keys
-// come in tiles, gathered through the block lists: transposed into a scratch block, so that a register tile of scores
-// (LANES lanes, COLUMNS vectors of keys) takes one multiply-add per vector and number of a head. Each tile of scores
-// goes through the online softmax in fp32 (Milakov and Gimelshein 2018) while it is in registers, and its weights meet
-// the values before the next lanes come. In bf16 both products multiply pairs of numbers where the CPU can.
+// come in tiles of COLUMNS vectors, each of up to WIDTH keys that stand in one chunk of the pool, where they lie
+// transposed: a register tile of scores (LANES lanes, COLUMNS vectors of keys) takes one multiply-add per vector and
+// word of a head, and nothing is copied. Each tile of scores goes through the online softmax in fp32 (Milakov and
+// Gimelshein 2018) while it is in registers, and its weights meet the values before the next lanes come. In bf16 both
+// products multiply pairs of numbers where the CPU can.
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <vector>
 
-#include "packed.h"
-
-struct AttentionCall {
-    void *out;                // [tokens, heads, value_dim]
-    float *parts;             // [parts, heads, value_dim]
-    float *lse;               // [parts, heads]
-    const void *query;        // [tokens, heads, key_dim]
-    const void *keys;         // [slots, kv_heads, key_dim] contiguous
-    const void *values;       // [slots, kv_heads, value_dim] contiguous
-    const int32_t *items;     // [items, 8]
-    const int32_t *entry_token, *entry_position, *entry_part;
-    const int32_t *merge_token, *merge_start;
-    const int32_t *node_block_start, *blocks, *node_offset, *node_len, *node_position, *path_nodes;
-    int64_t query_token_stride, query_head_stride;
-    int64_t num_items, num_merged;
-    int64_t heads, kv_heads, key_dim, value_dim, block_size, window;
-    int64_t is_bf16, threads;
-    float scale, softcap;  // softcap 0: none
-};
+#include "calls.h"
+#include "pool.h"
 
 namespace {
 
@@ -38,15 +22,13 @@ constexpr int ITEM_WIDTH = 8;
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 struct Scratch {
-    std::vector<float> query, keys, values, sums, weights;
+    std::vector<float> query, sums, weights;
     std::vector<float> best, total;
     std::vector<int64_t> first, last;  // of the keys that a lane sees, as positions; last is one behind
     std::vector<float> merged;
 
     void reserve(int64_t lanes, int64_t key_words, int64_t value_size) {
         query.resize(std::max<size_t>(query.size(), lanes * key_words));
-        keys.resize(std::max<size_t>(keys.size(), key_words * TILE));
-        values.resize(std::max<size_t>(values.size(), value_size * TILE));
         sums.resize(std::max<size_t>(sums.size(), lanes * value_size));
         weights.resize(LANES * TILE);
         best.resize(std::max<size_t>(best.size(), lanes));
@@ -56,123 +38,68 @@ struct Scratch {
     }
 };
 
-template <typename T> void prefetch(const T *row, int64_t dim) {
-    for (int64_t byte = 0; byte < dim * int64_t(sizeof(T)); byte += 64)
-        __builtin_prefetch(reinterpret_cast<const char *>(row) + byte);
-}
+// Vectors of keys: those from `low` to `high` of each are meant, and stand at positions from `position + low` on.
+template <typename T> struct Tile {
+    const T *keys[COLUMNS], *values[COLUMNS];  // of the vector's first slot
+    int64_t position[COLUMNS];                 // of its first slot, if that were on the path
+    int low[COLUMNS], high[COLUMNS];
+    int count = 0;
+};
 
-// One item for one KV head, and the walk over its keys: those at the item's positions on its path, tile by tile.
-template <typename T> struct Task {
+// The walk over an item's keys: those at its positions on its path, tile by tile.
+template <typename T> struct Walk {
     const AttentionCall &call;
     const int32_t *item;
-    int64_t kv_head;
-    const T *keys, *values;             // of the KV head
-    int64_t step, position;             // on the path
-    int64_t slots[2][TILE], starts[2];  // of this tile and the next; the position of its first key
-    int count = 0;                      // of keys of the next tile; 0: there is none
+    const Pool<T> pool;
+    const int64_t kv_head;
+    int64_t step, position;  // on the path
 
-    Task(const AttentionCall &call, int64_t number)
-        : call(call), item(call.items + number / call.kv_heads * ITEM_WIDTH), kv_head(number % call.kv_heads),
-          keys(static_cast<const T *>(call.keys) + kv_head * call.key_dim),
-          values(static_cast<const T *>(call.values) + kv_head * call.value_dim), step(item[2]), position(item[4]) {
-        fetch(0);
-    }
+    Walk(const AttentionCall &call, const int32_t *item, int64_t kv_head)
+        : call(call), item(item), pool{static_cast<T *>(call.keys), static_cast<T *>(call.values), call.kv_heads,
+                                       call.key_dim, call.value_dim},
+          kv_head(kv_head), step(item[2]), position(item[4]) {}
 
-    // Find the next tile, and have its keys and values on their way while something else is computed.
-    void fetch(int turn) {
-        int64_t *found = slots[turn];
-        count = 0;
-        for (; step < item[3] && count < TILE; ++step) {
+    // The next tile; its count is 0 behind the last.
+    void next(Tile<T> &tile) {
+        int64_t vector = -1;
+        tile.count = 0;
+        for (; step < item[3]; ++step) {
             const int64_t node = call.path_nodes[step], begin = call.node_position[node];
             const int64_t end = std::min<int64_t>(begin + call.node_len[node], item[5]);
             const int32_t *blocks = call.blocks + call.node_block_start[node];
             position = std::max(position, begin);
-            if (count == 0) starts[turn] = position;
-            for (; position < end && count < TILE; ++position) {
-                const int64_t place = call.node_offset[node] + position - begin;
-                found[count++] = blocks[place / call.block_size] * call.block_size + place % call.block_size;
+            while (position < end) {
+                const int64_t place = call.node_offset[node] + position - begin, in_block = place % call.block_size;
+                const int64_t slot = blocks[place / call.block_size] * call.block_size + in_block, low = slot % WIDTH;
+                const int64_t found = std::min({end - position, call.block_size - in_block, WIDTH - low});
+                const int last = tile.count - 1;
+                if (last >= 0 && slot / WIDTH == vector && tile.high[last] == low &&
+                    tile.position[last] + low == position) {  // goes on where another block or node ended
+                    tile.high[last] += int(found);
+                } else {
+                    if (tile.count == COLUMNS) return;
+                    vector = slot / WIDTH;
+                    tile.keys[tile.count] = pool.key(slot - low, kv_head);
+                    tile.values[tile.count] = pool.value(slot - low, kv_head);
+                    tile.position[tile.count] = position - low;
+                    tile.low[tile.count] = int(low);
+                    tile.high[tile.count++] = int(low + found);
+                }
+                position += found;
             }
-            if (position < end) break;  // the tile is full, and the node goes on
         }
-        for (int k = 0; k < count; ++k) {
-            prefetch(keys + found[k] * call.kv_heads * call.key_dim, call.key_dim);
-            prefetch(values + found[k] * call.kv_heads * call.value_dim, call.value_dim);
+        for (int j = tile.count; tile.count && j < COLUMNS; ++j) {  // read, and then left out
+            tile.keys[j] = tile.keys[0];
+            tile.low[j] = tile.high[j] = 0;
+            tile.position[j] = 0;
         }
     }
 };
 
-// Rows of `dim` numbers as words, transposed to [words, TILE]; words beyond are zero, rows beyond anything.
-template <typename T> void pack_transposed(const T *pool, const int64_t *slots, int count, int64_t stride, int64_t dim,
-                                           float *out) {
-    constexpr int per_word = Packed<T>::PER_WORD;
-    constexpr int numbers = WIDTH * per_word;
-    for (int64_t d = 0; d < dim; d += numbers)
-        for (int k = 0; k < count; k += WIDTH) {
-            Integers square[WIDTH];
-            for (int i = 0; i < WIDTH; ++i) {
-                square[i] = Integers{};
-                if (k + i >= count) continue;
-                const T *row = pool + slots[k + i] * stride + d;
-                if (per_word == 1 && sizeof(T) == 2) {
-                    float wide[WIDTH] = {};
-                    for (int64_t j = 0; j < std::min<int64_t>(numbers, dim - d); ++j) wide[j] = to_float(row[j]);
-                    memcpy(&square[i], wide, sizeof wide);
-                } else if (d + numbers <= dim) {
-                    memcpy(&square[i], row, sizeof square[i]);
-                } else {
-                    memcpy(&square[i], row, (dim - d) * sizeof(T));
-                }
-            }
-            transpose(square);
-            for (int i = 0; i < WIDTH; ++i) memcpy(out + (d / per_word + i) * TILE + k, &square[i], sizeof square[i]);
-        }
-}
-
-// Values as [words of keys, size]: with two numbers to a word those of two keys stand together, or of one and zero.
-template <typename T> void pack_values(const T *pool, const int64_t *slots, int count, int64_t stride, int64_t dim,
-                                       int64_t size, float *out) {
-    constexpr int per_word = Packed<T>::PER_WORD;
-    for (int k = 0; k < count; k += per_word) {
-        float *to = out + k / per_word * size;
-        const T *row = pool + slots[k] * stride;
-        if constexpr (per_word == 1) {
-            int64_t d = 0;
-            for (; d + WIDTH <= dim; d += WIDTH) store(to + d, load(row + d));
-            for (; d < dim; ++d) to[d] = to_float(row[d]);
-            for (; d < size; ++d) to[d] = 0.0f;
-        } else {
-            const T *next = k + 1 < count ? pool + slots[k + 1] * stride : nullptr;
-            int64_t d = 0;
-            for (; d + WIDTH <= dim; d += WIDTH) {
-                Halves low, high{};
-                memcpy(&low, row + d, sizeof low);
-                if (next) memcpy(&high, next + d, sizeof high);
-                Words pair = __builtin_convertvector(low, Words) | (__builtin_convertvector(high, Words) << 16);
-                memcpy(to + d, &pair, sizeof pair);
-            }
-            for (; d < size; ++d) {
-                uint32_t pair = d >= dim ? 0 : uint32_t(row[d]) | (next ? uint32_t(next[d]) << 16 : 0);
-                memcpy(to + d, &pair, 4);
-            }
-        }
-    }
-}
-
-// R lanes against one tile of keys: scores, softmax, and the weighted sum of the values.
+// Scores of R lanes, as they stand in registers, turned into the weights of the online softmax; what the lanes' sums so
+// far are to be multiplied with.
 template <typename T, int R>
-void attend_tile(const AttentionCall &call, Scratch &s, int64_t lane, int count, int64_t from, int64_t key_words,
-                 int64_t value_size) {
-    typedef Packed<T> P;
-    const float *query = s.query.data() + lane * key_words;
-    const float *keys = s.keys.data();
-    Vector scores[R][COLUMNS] = {};
-    for (int64_t d = 0; d < key_words; ++d) {
-        Vector key[COLUMNS];
-        for (int j = 0; j < COLUMNS; ++j) key[j] = load(keys + d * TILE + j * WIDTH);
-        for (int r = 0; r < R; ++r)
-            for (int j = 0; j < COLUMNS; ++j)
-                scores[r][j] = P::multiply_add(scores[r][j], query[r * key_words + d], key[j]);
-    }
+Vector soften(const AttentionCall &call, Scratch &s, int64_t lane, const Tile<T> &tile, Vector (*scores)[COLUMNS]) {
     Vector faded{};
     float totals[R];
     Integers index;
@@ -186,13 +113,12 @@ void attend_tile(const AttentionCall &call, Scratch &s, int64_t lane, int count,
                 Vector power = exp2(row[j] < 126.0f ? row[j] : splat(126.0f));
                 row[j] = (call.softcap * LOG2E) * (1.0f - 2.0f / (power + 1.0f));
             }
-        int low = int(std::clamp<int64_t>(s.first[lane + r] - from, 0, count));
-        int high = int(std::clamp<int64_t>(s.last[lane + r] - from, low, count));
-        if (low > 0 || high < TILE)
-            for (int j = 0; j < COLUMNS; ++j) {
-                Integers key = index + j * WIDTH;
-                row[j] = (key >= low) & (key < high) ? row[j] : splat(-INFINITY);
-            }
+        for (int j = 0; j < COLUMNS; ++j) {
+            const int64_t first = s.first[lane + r] - tile.position[j], last = s.last[lane + r] - tile.position[j];
+            const int low = int(std::clamp<int64_t>(first, tile.low[j], tile.high[j]));
+            const int high = int(std::clamp<int64_t>(last, low, tile.high[j]));
+            if (low > 0 || high < WIDTH) row[j] = (index >= low) & (index < high) ? row[j] : splat(-INFINITY);
+        }
         Vector most = row[0];
         for (int j = 1; j < COLUMNS; ++j) most = max(most, row[j]);
         const float best = s.best[lane + r], now = std::max(best, largest(most));
@@ -205,45 +131,85 @@ void attend_tile(const AttentionCall &call, Scratch &s, int64_t lane, int count,
         }
         totals[r] = sum(all);
         s.best[lane + r] = now;
-        P::pack_weights(row, s.weights.data() + r * TILE);
     }
     const Vector keep = exp2(faded);
     for (int r = 0; r < R; ++r) s.total[lane + r] = s.total[lane + r] * keep[r] + totals[r];
-    const int words = (count + P::PER_WORD - 1) / P::PER_WORD;
+    return keep;
+}
+
+// The weighted sum of the tile's values, C vectors of them, added to that of R lanes.
+template <typename T, int R, int C>
+void add_values(const Tile<T> &tile, Vector keep, const float *weights, float *sums, int64_t value_size, int64_t d,
+                int64_t value_dim) {
+    typedef Packed<T> P;
+    constexpr int per_word = P::PER_WORD;
+    Vector total[R][C];
+    for (int r = 0; r < R; ++r)
+        for (int j = 0; j < C; ++j) total[r][j] = load(sums + r * value_size + d + j * WIDTH) * keep[r];
+    for (int v = 0; v < tile.count; ++v) {
+        const T *values = tile.values[v] + d * per_word;
+        const float *weight = weights + v * WIDTH / per_word;
+        auto add = [&](int word, auto only) {
+            Vector value[C];
+            for (int j = 0; j < C; ++j)
+                value[j] = only(P::words(values + (word * value_dim + j * WIDTH) * per_word));
+            for (int r = 0; r < R; ++r)
+                for (int j = 0; j < C; ++j)
+                    total[r][j] = P::multiply_add(total[r][j], weight[r * TILE + word], value[j]);
+        };
+        auto whole = [](Vector value) { return value; };
+        int low = tile.low[v], high = tile.high[v];
+        if constexpr (per_word == 2) {  // a word may hold a number of a slot that is not meant, which may be NaN
+            auto first = [](Vector value) { return (Vector)((Words)value & 0xffffu); };
+            auto second = [](Vector value) { return (Vector)((Words)value & 0xffff0000u); };
+            if (low % 2 && low < high) add(low++ / 2, second);
+            if (high % 2 && low < high) add(--high / 2, first);
+        }
+        for (int word = low / per_word; word < high / per_word; ++word) add(word, whole);
+    }
+    for (int r = 0; r < R; ++r)
+        for (int j = 0; j < C; ++j) store(sums + r * value_size + d + j * WIDTH, total[r][j]);
+}
+
+// R lanes against one tile of keys: scores, softmax, and the weighted sum of the values. The next tile's keys are on
+// their way meanwhile, if `ahead` says where.
+template <typename T, int R>
+void attend_tile(const AttentionCall &call, Scratch &s, int64_t lane, const Tile<T> &tile, const Tile<T> *ahead,
+                 int64_t key_words, int64_t value_size) {
+    typedef Packed<T> P;
+    constexpr int per_word = P::PER_WORD;
+    const float *query = s.query.data() + lane * key_words;
+    Vector scores[R][COLUMNS] = {};
+    for (int64_t d = 0; d < key_words; ++d) {
+        Vector key[COLUMNS];
+        for (int j = 0; j < COLUMNS; ++j) key[j] = P::words(tile.keys[j] + d * CHUNK * per_word);
+        if (ahead)
+            for (int j = 0; j < COLUMNS; ++j) __builtin_prefetch(ahead->keys[j] + d * CHUNK * per_word);
+        for (int r = 0; r < R; ++r)
+            for (int j = 0; j < COLUMNS; ++j)
+                scores[r][j] = P::multiply_add(scores[r][j], query[r * key_words + d], key[j]);
+    }
+    const Vector keep = soften<T, R>(call, s, lane, tile, scores);
+    for (int r = 0; r < R; ++r) P::pack_weights(scores[r], s.weights.data() + r * TILE);
     float *sums = s.sums.data() + lane * value_size;
     int64_t d = 0;
-    for (; d + TILE <= value_size; d += TILE) {
-        Vector total[R][COLUMNS];
-        for (int r = 0; r < R; ++r)
-            for (int j = 0; j < COLUMNS; ++j) total[r][j] = load(sums + r * value_size + d + j * WIDTH) * keep[r];
-        for (int k = 0; k < words; ++k) {
-            Vector value[COLUMNS];
-            for (int j = 0; j < COLUMNS; ++j) value[j] = load(s.values.data() + k * value_size + d + j * WIDTH);
-            for (int r = 0; r < R; ++r)
-                for (int j = 0; j < COLUMNS; ++j)
-                    total[r][j] = P::multiply_add(total[r][j], s.weights[r * TILE + k], value[j]);
-        }
-        for (int r = 0; r < R; ++r)
-            for (int j = 0; j < COLUMNS; ++j) store(sums + r * value_size + d + j * WIDTH, total[r][j]);
-    }
-    for (; d < value_size; d += WIDTH) {
-        Vector total[R];
-        for (int r = 0; r < R; ++r) total[r] = load(sums + r * value_size + d) * keep[r];
-        for (int k = 0; k < words; ++k) {
-            Vector value = load(s.values.data() + k * value_size + d);
-            for (int r = 0; r < R; ++r) total[r] = P::multiply_add(total[r], s.weights[r * TILE + k], value);
-        }
-        for (int r = 0; r < R; ++r) store(sums + r * value_size + d, total[r]);
-    }
+    for (; d + TILE <= value_size; d += TILE)
+        add_values<T, R, COLUMNS>(tile, keep, s.weights.data(), sums, value_size, d, call.value_dim);
+    for (; d < value_size; d += WIDTH)
+        add_values<T, R, 1>(tile, keep, s.weights.data(), sums, value_size, d, call.value_dim);
+    if (ahead)
+        for (int v = 0; v < ahead->count; ++v)
+            for (int64_t byte = 0; byte < WIDTH * call.value_dim * int64_t(sizeof(T)); byte += 64)
+                __builtin_prefetch(reinterpret_cast<const char *>(ahead->values[v]) + byte);
 }
 
 template <typename T, int R>
-void attend_rest(const AttentionCall &call, Scratch &s, int64_t lane, int64_t left, int count, int64_t from,
-                 int64_t key_words, int64_t value_size) {
+void attend_rest(const AttentionCall &call, Scratch &s, int64_t lane, int64_t left, const Tile<T> &tile,
+                 const Tile<T> *ahead, int64_t key_words, int64_t value_size) {
     if (left == R)
-        attend_tile<T, R>(call, s, lane, count, from, key_words, value_size);
+        attend_tile<T, R>(call, s, lane, tile, ahead, key_words, value_size);
     else if constexpr (R > 1)
-        attend_rest<T, R - 1>(call, s, lane, left, count, from, key_words, value_size);
+        attend_rest<T, R - 1>(call, s, lane, left, tile, ahead, key_words, value_size);
 }
 
 template <typename T> void write_row(const float *from, float factor, int64_t dim, T *to) {
@@ -252,13 +218,15 @@ template <typename T> void write_row(const float *from, float factor, int64_t di
     for (; d < dim; ++d) round_to(from[d] * factor, to + d);
 }
 
-template <typename T> void run_task(Task<T> &&task, Scratch &s) {
-    const AttentionCall &call = task.call;
-    const int32_t *item = task.item;
-    const int64_t kv_head = task.kv_head;
+template <typename T> void run_task(const AttentionCall &call, int64_t number, Scratch &s) {
+    const int32_t *item = call.items + number / call.kv_heads * ITEM_WIDTH;
+    const int64_t kv_head = number % call.kv_heads;
+    Walk<T> walk(call, item, kv_head);
+    Tile<T> tiles[2];
+    walk.next(tiles[0]);
     constexpr int per_word = Packed<T>::PER_WORD;
     const int64_t group = call.heads / call.kv_heads, lanes = item[1] * group;
-    const int64_t key_words = round_up(call.key_dim, WIDTH * per_word) / per_word;
+    const int64_t key_words = walk.pool.key_words();
     const int64_t value_size = round_up(call.value_dim, WIDTH);
     s.reserve(lanes, key_words, value_size);
     std::fill_n(s.query.begin(), lanes * key_words, 0.0f);
@@ -278,15 +246,12 @@ template <typename T> void run_task(Task<T> &&task, Scratch &s) {
         s.first[lane] = call.window > 0 ? position - call.window + 1 : 0;
         s.last[lane] = position + 1;
     }
-    for (int turn = 0; task.count; turn ^= 1) {
-        const int count = task.count;
-        const int64_t *slots = task.slots[turn], from = task.starts[turn];
-        task.fetch(turn ^ 1);
-        pack_transposed(task.keys, slots, count, call.kv_heads * call.key_dim, call.key_dim, s.keys.data());
-        pack_values(task.values, slots, count, call.kv_heads * call.value_dim, call.value_dim, value_size, s.values.data());
+    for (int turn = 0; tiles[turn].count; turn ^= 1) {
+        const Tile<T> &tile = tiles[turn], &ahead = tiles[turn ^ 1];
+        walk.next(tiles[turn ^ 1]);
         for (int64_t lane = 0; lane < lanes; lane += LANES)
-            attend_rest<T, LANES>(call, s, lane, std::min<int64_t>(LANES, lanes - lane), count, from, key_words,
-                                  value_size);
+            attend_rest<T, LANES>(call, s, lane, std::min<int64_t>(LANES, lanes - lane), tile,
+                                  lane == 0 && ahead.count ? &ahead : nullptr, key_words, value_size);
     }
     for (int64_t lane = 0; lane < lanes; ++lane) {
         const int64_t entry = item[0] + lane / group, head = kv_head * group + lane % group;
@@ -330,7 +295,7 @@ template <typename T> void run(const AttentionCall &call) {
     {
         static thread_local Scratch scratch;
 #pragma omp for schedule(monotonic : dynamic, 1)
-        for (int64_t number = 0; number < num_tasks; ++number) run_task(Task<T>(call, number), scratch);
+        for (int64_t number = 0; number < num_tasks; ++number) run_task<T>(call, number, scratch);
 #pragma omp for schedule(static)
         for (int64_t merged = 0; merged < call.num_merged; ++merged) merge<T>(call, merged, scratch.merged);
     }

@@ -1,30 +1,30 @@
 """Paged attention over a work list on the CPU: the launcher of attention.cpp.
 
-Limits: float32 or bfloat16, all the same; any head dimensions and any number of query heads per KV head; pools
-contiguous. The torch reference is `paged_attention_reference`.
+Limits: float32 or bfloat16, all the same; any head dimensions and any number of query heads per KV head; pools as
+pool.py has them. The torch reference is `paged_attention_reference`.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from .library import load
+from .pool import DTYPES, check_pools, pool_shapes, write_kv
 
 if TYPE_CHECKING:
     from ..node_table import NodeTable
     from ..work_list import WorkList
 
-DTYPES = (torch.float32, torch.bfloat16)
-
 _POINTERS_OF_WORK = ("items", "entry_token", "entry_position", "entry_part", "merge_token", "merge_start")
 _POINTERS_OF_TABLE = ("node_block_start", "blocks", "node_offset", "node_len", "node_position", "path_nodes")
 
 
-class _Call(ctypes.Structure):
-    """`AttentionCall` of attention.cpp."""
+class AttentionCall(ctypes.Structure):
+    """`AttentionCall` of calls.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("out", "parts", "lse", "query", "keys", "values")),
@@ -38,8 +38,8 @@ class _Call(ctypes.Structure):
 
 def paged_attention(
     query: torch.Tensor,  # [tokens, heads, key_dim], its last dimension contiguous
-    key_pool: torch.Tensor,  # [slots, kv_heads, key_dim] contiguous
-    value_pool: torch.Tensor,  # [slots, kv_heads, value_dim] contiguous
+    key_pool: torch.Tensor,  # of `pool.pool_shapes`
+    value_pool: torch.Tensor,  # of `pool.pool_shapes`
     table: NodeTable,
     work: WorkList,
     *,
@@ -54,27 +54,55 @@ def paged_attention(
     same name. Raises UnavailableError where there are no C++ kernels.
     """
     tokens, heads, key_dim = query.shape
-    _, kv_heads, value_dim = value_pool.shape
+    kv_heads, value_dim = key_pool.shape[1], value_pool.shape[3]
     assert query.dtype in DTYPES, f"float32 or bfloat16, not {query.dtype}"
     assert query.dtype == key_pool.dtype == value_pool.dtype, "query and pools of one type"
     assert query.stride(2) == 1, "contiguous heads"
-    assert all(pool.is_contiguous() for pool in (key_pool, value_pool)), "contiguous pools"
-    assert key_pool.shape == (len(value_pool), kv_heads, key_dim), "pools of one shape"
+    check_pools(key_pool, value_pool, kv_heads, key_dim, value_dim)
     assert heads % kv_heads == 0, f"{heads} heads over {kv_heads} KV heads"
     out = query.new_empty((tokens, heads, value_dim))
     parts = torch.empty((work.num_parts, heads, value_dim))
     lse = torch.empty((work.num_parts, heads))
-    call = _Call(
-        *(tensor.data_ptr() for tensor in (out, parts, lse, query, key_pool, value_pool)),
+    call = attention_call(
+        (out, parts, lse, query, key_pool, value_pool),
+        table,
+        work,
+        kv_heads=kv_heads,
+        value_dim=value_dim,
+        block_size=block_size,
+        scale=scale,
+        sliding_window=sliding_window,
+        softcap=softcap,
+    )
+    load().llmsql_paged_attention(ctypes.byref(call))
+    return out
+
+
+def attention_call(
+    tensors: Sequence[torch.Tensor],  # out, parts, lse, query, key_pool and value_pool
+    table: NodeTable,
+    work: WorkList,
+    *,
+    kv_heads: int,
+    value_dim: int,
+    block_size: int,
+    scale: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+) -> AttentionCall:
+    """The arguments of `paged_attention` as the kernel takes them."""
+    query = tensors[3]
+    return AttentionCall(
+        *(tensor.data_ptr() for tensor in tensors),
         *(getattr(work, name).data_ptr() for name in _POINTERS_OF_WORK),
         *(getattr(table, name).data_ptr() for name in _POINTERS_OF_TABLE),
         query.stride(0),
         query.stride(1),
         len(work.items),
         len(work.merge_token),
-        heads,
+        query.shape[1],
         kv_heads,
-        key_dim,
+        query.shape[2],
         value_dim,
         block_size,
         sliding_window or 0,
@@ -83,8 +111,6 @@ def paged_attention(
         scale,
         softcap or 0.0,
     )
-    load().llmsql_paged_attention(ctypes.byref(call))
-    return out
 
 
 def agrees_with_torch() -> bool:
@@ -107,7 +133,9 @@ def agrees_with_torch() -> bool:
             torch.randn(count, width, dim, generator=generator).to(dtype)
             for count, width in ((1, heads), (length, kv_heads), (length, kv_heads))
         )
-        found = paged_attention(query, keys, values, table, work, block_size=1, scale=dim**-0.5, softcap=5.0)
+        pools = [torch.zeros(shape, dtype=dtype) for shape in pool_shapes(length, kv_heads, dim, dim, dtype)]
+        write_kv(keys, values, pools[0], pools[1], torch.arange(length))
+        found = paged_attention(query, pools[0], pools[1], table, work, block_size=1, scale=dim**-0.5, softcap=5.0)
         per_head = [tensor.double().repeat_interleave(heads // kv_heads, dim=1) for tensor in (keys, values)]
         scores = torch.einsum("qhd,khd->hqk", query.double(), per_head[0]) * dim**-0.5
         weights = (torch.tanh(scores / 5.0) * 5.0).softmax(-1)

@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("attention.cpp", "linear.cpp", "operators.cpp")
-HEADERS = ("packed.h", "vectors.h")
+SOURCES = ("attention.cpp", "layers.cpp", "linear.cpp", "operators.cpp")
+HEADERS = ("calls.h", "packed.h", "pool.h", "vectors.h")
 OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 SECONDS_TO_COMPILE = 120
 """After so long a compiler is given up."""

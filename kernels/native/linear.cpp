@@ -12,18 +12,8 @@
 #include <cstddef>
 #include <vector>
 
+#include "calls.h"
 #include "packed.h"
-
-struct LinearCall {
-    void *out;            // [rows, outputs]
-    const void *x;        // [rows, inputs]
-    const float *weight;  // packed; with `up` that of the gate
-    const float *up;      // packed, or null
-    const void *bias, *up_bias;  // [outputs], or null
-    int64_t rows, inputs, outputs, x_stride, out_stride;
-    int64_t activation;  // of the gate: 1 is SiLU, 2 GELU by tanh
-    int64_t is_bf16, threads;
-};
 
 namespace {
 

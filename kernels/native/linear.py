@@ -19,7 +19,7 @@ ACTIVATIONS = {"silu": 1, "gelu": 2}
 
 
 class _Call(ctypes.Structure):
-    """`LinearCall` of linear.cpp."""
+    """`LinearCall` of calls.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("out", "x", "weight", "up", "bias", "up_bias")),

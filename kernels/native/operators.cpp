@@ -3,8 +3,10 @@
 
 #include <cmath>
 #include <cstddef>
+#include <vector>
 
-#include "vectors.h"
+#include "calls.h"
+#include "pool.h"
 
 namespace {
 
@@ -91,14 +93,6 @@ template <typename T> void turn(const T *x, const float *cos, const float *sin, 
 
 }  // namespace
 
-struct NormCall {
-    const void *x, *weight;
-    void *residual, *normed;  // residual may be null
-    int64_t outer, inner, size, outer_stride, inner_stride;
-    int64_t offset, is_bf16, threads;
-    float eps;
-};
-
 extern "C" void llmsql_rms_norm(const NormCall *call) {
     auto run = [call](auto zero) {
         typedef decltype(zero) T;
@@ -112,42 +106,62 @@ extern "C" void llmsql_rms_norm(const NormCall *call) {
         run(0.0f);
 }
 
-struct RotaryCall {
-    void *out;                            // [tokens, heads, head_dim] contiguous
-    const void *query, *key, *value;      // [tokens, heads or kv_heads, head_dim or value_dim]
-    const float *cos, *sin;               // [positions, head_dim / 2]
-    const int64_t *positions, *slots;     // [tokens]
-    void *key_pool, *value_pool;          // [slots, kv_heads, head_dim or value_dim] contiguous
-    int64_t query_strides[2], key_strides[2], value_strides[2];
-    int64_t tokens, heads, kv_heads, head_dim, value_dim;
-    int64_t is_bf16, threads;
-};
+// Stores the keys and values of one token, the keys as `turned` gives them.
+template <typename T, typename Turned> static void write_token(const WriteCall &call, int64_t token, Turned turned) {
+    if (call.slots[token] < 0) return;
+    const Pool<T> pool{static_cast<T *>(call.key_pool), static_cast<T *>(call.value_pool), call.kv_heads, call.key_dim,
+                       call.value_dim};
+    const T *key = static_cast<const T *>(call.key) + token * call.key_strides[0];
+    const T *value = static_cast<const T *>(call.value) + token * call.value_strides[0];
+    for (int64_t head = 0; head < call.kv_heads; ++head) {
+        pool.write_key(call.slots[token], head, turned(key + head * call.key_strides[1]));
+        pool.write_value(call.slots[token], head, value + head * call.value_strides[1]);
+    }
+}
+
+template <typename T> static void write_all(const WriteCall &call) {
+    const int64_t numbers = call.tokens * call.kv_heads * (call.key_dim + call.value_dim);
+#pragma omp parallel for schedule(static) num_threads(enough_threads(numbers, call.threads))
+    for (int64_t token = 0; token < call.tokens; ++token) write_token<T>(call, token, [](const T *key) { return key; });
+}
 
 template <typename T> static void rotate(const RotaryCall &call) {
-    const int64_t half = call.head_dim / 2, size = call.head_dim;
-    const int64_t numbers = call.tokens * (call.heads + 2 * call.kv_heads) * size;
-#pragma omp parallel for schedule(static) num_threads(enough_threads(numbers, call.threads))
-    for (int64_t token = 0; token < call.tokens; ++token) {
-        const float *cos = call.cos + call.positions[token] * half, *sin = call.sin + call.positions[token] * half;
-        const T *query = static_cast<const T *>(call.query) + token * call.query_strides[0];
-        T *out = static_cast<T *>(call.out) + token * call.heads * size;
-        for (int64_t head = 0; head < call.heads; ++head)
-            turn(query + head * call.query_strides[1], cos, sin, half, out + head * size);
-        const T *key = static_cast<const T *>(call.key) + token * call.key_strides[0];
-        const T *value = static_cast<const T *>(call.value) + token * call.value_strides[0];
-        if (call.slots[token] < 0) continue;
-        T *keys = static_cast<T *>(call.key_pool) + call.slots[token] * call.kv_heads * size;
-        T *values = static_cast<T *>(call.value_pool) + call.slots[token] * call.kv_heads * call.value_dim;
-        for (int64_t head = 0; head < call.kv_heads; ++head) {
-            turn(key + head * call.key_strides[1], cos, sin, half, keys + head * size);
-            memcpy(values + head * call.value_dim, value + head * call.value_strides[1], call.value_dim * sizeof(T));
+    const WriteCall &write = call.write;
+    const int64_t half = write.key_dim / 2, size = write.key_dim;
+    const int64_t numbers = write.tokens * (call.heads + 2 * write.kv_heads) * size;
+#pragma omp parallel num_threads(enough_threads(numbers, write.threads))
+    {
+        std::vector<T> turned(size);
+#pragma omp for schedule(static)
+        for (int64_t token = 0; token < write.tokens; ++token) {
+            const float *cos = call.cos + call.positions[token] * half, *sin = call.sin + call.positions[token] * half;
+            const T *query = static_cast<const T *>(call.query) + token * call.query_strides[0];
+            T *out = static_cast<T *>(call.out) + token * call.heads * size;
+            for (int64_t head = 0; head < call.heads; ++head)
+                turn(query + head * call.query_strides[1], cos, sin, half, out + head * size);
+            write_token<T>(write, token, [&](const T *key) {
+                turn(key, cos, sin, half, turned.data());
+                return turned.data();
+            });
         }
     }
 }
 
-extern "C" void llmsql_rotary_and_write(const RotaryCall *call) {
+extern "C" void llmsql_write_kv(const WriteCall *call) {
     if (call->is_bf16)
+        write_all<bf16>(*call);
+    else
+        write_all<float>(*call);
+}
+
+extern "C" void llmsql_rotary_and_write(const RotaryCall *call) {
+    if (call->write.is_bf16)
         rotate<bf16>(*call);
     else
         rotate<float>(*call);
+}
+
+// Numbers of a type that stand together in a word of a pool.
+extern "C" int64_t llmsql_numbers_per_word(int64_t is_bf16) {
+    return is_bf16 ? Packed<bf16>::PER_WORD : Packed<float>::PER_WORD;
 }

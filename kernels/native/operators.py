@@ -11,12 +11,11 @@ import ctypes
 import torch
 
 from .library import load
-
-DTYPES = (torch.float32, torch.bfloat16)
+from .pool import DTYPES, WriteCall, write_call
 
 
 class _NormCall(ctypes.Structure):
-    """`NormCall` of operators.cpp."""
+    """`NormCall` of calls.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "weight", "residual", "normed")),
@@ -27,14 +26,13 @@ class _NormCall(ctypes.Structure):
 
 
 class _RotaryCall(ctypes.Structure):
-    """`RotaryCall` of operators.cpp."""
+    """`RotaryCall` of calls.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("out", "query", "key", "value", "cos", "sin", "positions", "slots")),
-        *((name, ctypes.c_void_p) for name in ("key_pool", "value_pool")),
-        *((name, ctypes.c_int64 * 2) for name in ("query_strides", "key_strides", "value_strides")),
-        *((name, ctypes.c_int64) for name in ("tokens", "heads", "kv_heads", "head_dim", "value_dim")),
-        *((name, ctypes.c_int64) for name in ("is_bf16", "threads")),
+        ("write", WriteCall),
+        *((name, ctypes.c_void_p) for name in ("out", "query", "cos", "sin", "positions")),
+        ("query_strides", ctypes.c_int64 * 2),
+        ("heads", ctypes.c_int64),
     ]
 
 
@@ -84,8 +82,8 @@ def rotary_and_write(
     cos: torch.Tensor,  # [positions, head_dim // 2] float32 contiguous
     sin: torch.Tensor,  # [positions, head_dim // 2] float32 contiguous
     positions: torch.Tensor,  # [tokens] int64, rows of cos and sin
-    key_pool: torch.Tensor,  # [slots, kv_heads, head_dim] contiguous
-    value_pool: torch.Tensor,  # [slots, kv_heads, value_dim] contiguous
+    key_pool: torch.Tensor,  # of `pool.pool_shapes`
+    value_pool: torch.Tensor,  # of `pool.pool_shapes`
     slots: torch.Tensor,  # [tokens] int64; -1: not written
 ) -> torch.Tensor:
     """The rotated query, contiguous; the rotated key and the value are stored in their slots.
@@ -93,27 +91,20 @@ def rotary_and_write(
     See the Triton kernel of the same name. Raises UnavailableError where there are no C++ kernels.
     """
     tokens, heads, head_dim = query.shape
-    _, kv_heads, value_dim = value.shape
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     if tokens == 0:
         return out
-    assert query.dtype in DTYPES, f"float32 or bfloat16, not {query.dtype}"
-    assert all(t.dtype == query.dtype for t in (key, value, key_pool, value_pool)), "tensors of one type"
-    assert all(t.stride(2) == 1 for t in (query, key, value)), "heads must be contiguous"
-    assert all(t.is_contiguous() for t in (cos, sin, positions, slots, key_pool, value_pool)), "contiguous tables"
+    assert query.dtype == key.dtype, "tensors of one type"
+    assert query.stride(2) == 1, "heads must be contiguous"
+    assert all(t.is_contiguous() for t in (cos, sin, positions)), "contiguous tables"
     assert cos.dtype == sin.dtype == torch.float32, "angles in float32"
-    assert positions.dtype == slots.dtype == torch.int64, "positions and slots in int64"
+    assert positions.dtype == torch.int64, "positions in int64"
     assert 2 * cos.shape[1] == 2 * sin.shape[1] == head_dim, f"heads of {head_dim} turn by {cos.shape[1]} angles"
     call = _RotaryCall(
-        *(t.data_ptr() for t in (out, query, key, value, cos, sin, positions, slots, key_pool, value_pool)),
-        *(t.stride()[:2] for t in (query, key, value)),
-        tokens,
+        write_call(key, value, key_pool, value_pool, slots),
+        *(t.data_ptr() for t in (out, query, cos, sin, positions)),
+        query.stride()[:2],
         heads,
-        kv_heads,
-        head_dim,
-        value_dim,
-        query.dtype == torch.bfloat16,
-        torch.get_num_threads(),
     )
     load().llmsql_rotary_and_write(ctypes.byref(call))
     return out

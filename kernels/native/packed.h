@@ -1,11 +1,13 @@
 // How numbers take part in products: as words of 32 bits, each one float32, or two bfloat16 where the processor
-// multiplies pairs. Elsewhere bfloat16 is widened to float32 when it is packed.
+// multiplies pairs. Elsewhere bfloat16 is widened to float32, and a word is one number.
 #pragma once
 
 #include "vectors.h"
 
 template <typename T> struct Packed {
     static constexpr int PER_WORD = 1;  // numbers of type T
+    // WIDTH words as they lie in memory.
+    static Vector words(const T *p) { return load(p); }
     // The sum and the product of a word with each word of a vector.
     static Vector multiply_add(Vector sum, float a, Vector b) { return sum + a * b; }
     // The weights of a tile of keys, as words.
@@ -17,6 +19,11 @@ template <typename T> struct Packed {
 #if defined(__AVX512BF16__)
 template <> struct Packed<bf16> {
     static constexpr int PER_WORD = 2;
+    static Vector words(const bf16 *p) {
+        Vector v;
+        memcpy(&v, p, sizeof v);
+        return v;
+    }
     static Vector multiply_add(Vector sum, float a, Vector b) {
         return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512)splat_bits(a), (__m512bh)(__m512)b);
     }

@@ -102,20 +102,3 @@ static inline Vector exp2(Vector x) {
     Vector result = (Vector)((Integers)p + power);
     return x > -126.0f ? result : Vector{};
 }
-
-// A square of 32-bit numbers, transposed in place by interleaving its upper and lower half again and again.
-static inline void transpose(Integers square[WIDTH]) {
-    Integers low, high;
-    for (int i = 0; i < WIDTH; ++i) {
-        low[i] = i / 2 + (i % 2 ? WIDTH : 0);
-        high[i] = WIDTH / 2 + i / 2 + (i % 2 ? WIDTH : 0);
-    }
-    for (int round = 1; round < WIDTH; round *= 2) {
-        Integers next[WIDTH];
-        for (int i = 0; i < WIDTH / 2; ++i) {
-            next[2 * i] = __builtin_shuffle(square[i], square[i + WIDTH / 2], low);
-            next[2 * i + 1] = __builtin_shuffle(square[i], square[i + WIDTH / 2], high);
-        }
-        for (int i = 0; i < WIDTH; ++i) square[i] = next[i];
-    }
-}
