@@ -12,6 +12,7 @@ from .icicle import icicle
 from .ordering import Ordering, OrderingStats
 from .parts import computed_units, cut
 from .prefix_hits import PrefixHits, prefix_hits
+from .prompt_memory import PromptMemory
 from .prompts import render
 from .reorder import METHODS, reorder
 from .statistics import ColumnStatistics, column_statistics
@@ -29,6 +30,7 @@ __all__ = [
     "Ordering",
     "OrderingStats",
     "PrefixHits",
+    "PromptMemory",
     "arrange_items",
     "column_statistics",
     "computed_units",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .grouping import AnyInts, Indices, Ints, stable_order
 from .growth import Floats, grow
@@ -41,15 +42,20 @@ def settled(clusters: Clusters, ids: Indices, lengths: Ints) -> tuple[Clusters, 
     return clusters, common_cells(clusters, ids)
 
 
-def regroup(clusters: Clusters, common: Indices, ids: Indices, lengths: Ints) -> Clusters:
+def regroup(
+    clusters: Clusters, common: Indices, ids: Indices, lengths: Ints, inside: npt.NDArray[np.bool_] | None = None
+) -> Clusters:
     """Put clusters in between where children of one cluster share more than all of them do.
 
     Growing from the outside in overlooks them: rows grouped by a product do not notice that products share a brand.
-    `common` [clusters, columns] is that of `common_cells`, `lengths` are those of the ids.
+    `common` [clusters, columns] is that of `common_cells`, `lengths` are those of the ids. `inside` [clusters] says
+    in which clusters to look, in all when None.
     """
     parents = children_parents(clusters)
     items = np.concatenate([common[1:], ids])
     items[common[parents] > 0] = 0
+    if inside is not None:
+        items[~inside[parents]] = 0
     growth = grow(items, lengths.astype(np.float64), parents, clusters.num_clusters)
     inner = clusters.num_clusters - 1
     return Clusters(_with_root(np.concatenate([growth.nodes[:inner], growth.parents])), growth.nodes[inner:])
@@ -83,6 +89,24 @@ def common_cells(clusters: Clusters, ids: Indices) -> Indices:
         np.cumsum(ordered[1:] != ordered[:-1], out=changes[1:])
         common[:, column] = np.where(changes[ends - 1] == changes[starts], ordered[starts], 0)
     return common
+
+
+def filled_clusters(clusters: Clusters) -> npt.NDArray[np.bool_]:
+    """Which clusters hold a row, directly or further inside, [clusters]; cluster 0 always counts."""
+    filled = np.zeros(clusters.num_clusters, dtype=bool)
+    filled[0] = True
+    above = np.unique(clusters.rows)
+    while len(above):
+        filled[above] = True
+        above = np.unique(clusters.parents[above])
+        above = above[(above >= 0) & ~filled[above]]
+    return filled
+
+
+def select_clusters(clusters: Clusters, kept: npt.NDArray[np.bool_]) -> Clusters:
+    """Some of the clusters [clusters], numbered anew; those around a kept one and around a row must be kept."""
+    number = (np.cumsum(kept) - 1).astype(np.int32)
+    return Clusters(_with_root(number[clusters.parents[kept][1:]]), number[clusters.rows])
 
 
 def saved_length(clusters: Clusters, common_lengths: Ints) -> int:

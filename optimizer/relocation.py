@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .clusters import Clusters, depths
+from .clusters import Clusters, depths, filled_clusters, select_clusters
 from .grouping import Indices, Ints, first_equal, first_of_group, group_keys
 
 CHUNK_CELLS = 60_000  # of rows that are moved together
@@ -47,7 +47,8 @@ def relocate_rows(clusters: Clusters, common: Indices, ids: Indices, lengths: In
     for start in range(0, len(ids), step):
         most = known_lengths[ids[start : start + step]].sum(axis=1)
         _move(places, ids[start : start + step], most, home[start : start + step])
-    return _without_empty(Clusters(clusters.parents, home))
+    moved = Clusters(clusters.parents, home)
+    return select_clusters(moved, filled_clusters(moved))
 
 
 def _move(places: _Places, ids: Indices, most: Ints, home: Indices) -> None:
@@ -99,17 +100,3 @@ def _furthest(parents: Ints, inside_length: Ints) -> Ints:
         at = np.flatnonzero(depth == level)
         np.maximum.at(furthest, parents[at], furthest[at])
     return furthest
-
-
-def _without_empty(clusters: Clusters) -> Clusters:
-    """The clusters that hold a row, directly or further inside."""
-    filled = np.zeros(clusters.num_clusters, dtype=bool)
-    filled[0] = True
-    above = np.unique(clusters.rows)
-    while len(above):
-        filled[above] = True
-        above = np.unique(clusters.parents[above])
-        above = above[(above >= 0) & ~filled[above]]
-    number = (np.cumsum(filled) - 1).astype(np.int32)
-    parents = clusters.parents[filled]
-    return Clusters(np.concatenate([[-1], number[parents[1:]]]).astype(np.int32), number[clusters.rows])
