@@ -1,12 +1,13 @@
 """The CPU's attention alone: when reading a prefix once for all rows begins to pay, measured and by the cost test.
 
-    python benchmarks/attention.py            # about four minutes
-    python benchmarks/attention.py --quick    # the same steps, few
+    python benchmarks/attention.py                     # about four minutes
+    python benchmarks/attention.py --kernels native    # the C++ kernels instead of torch's operators
+    python benchmarks/attention.py --quick             # the same steps, few
 
 Decode steps of rows that share so many tokens and have 24 of their own, by the head shapes of four sizes of model.
 "alone" is with every row reading all keys by itself, "shared" with the prefix read once: CPU microseconds of one thread
-for one layer, layer after layer as a model goes through them. The last line has the constants of gpu_backend/cascade.py
-that fit these times best.
+for one layer, layer after layer as a model goes through them. The last lines have the constants of
+gpu_backend/cascade.py or attention_kernels.py that fit these times best.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from llmsql.gpu_backend.attention_kernels import attention_kernels, native_costs
 from llmsql.gpu_backend.batch import StepBatch, build_batch
 from llmsql.gpu_backend.blocks import BlockPool
 from llmsql.gpu_backend.cascade import Costs, cpu_costs, shared_groups
-from llmsql.gpu_backend.kv_cache import KVCache, LayerShape
+from llmsql.gpu_backend.kernel_attention import KernelAttention
+from llmsql.gpu_backend.kv_cache import KVCache, LayerShape, slots_first
 from llmsql.gpu_backend.scheduler import Scheduler
 from llmsql.gpu_backend.sequence import Sequence
 from llmsql.gpu_backend.step_attention import StepAttention
@@ -40,28 +44,37 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seconds", type=float, default=0.25, help="CPU time for each pair of measurements")
+    parser.add_argument("--kernels", choices=("torch", "native"), default="torch")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    native = options.kernels == "native"
     models = ["23 M"] if options.quick else list(SHAPES)
     all_rows = (2, 8) if options.quick else (2, 4, 8, 16, 64)
     all_keys = (16, 64) if options.quick else (8, 16, 32, 64, 128, 256, 512)
     print("| heads of | dtype | rows | shared tokens: alone / shared | pays from | cost test |")
     print("| --- | --- | ---: | --- | ---: | ---: |")
-    observed: list[tuple[list[float], float]] = []
+    observed: dict[torch.dtype, list[tuple[list[float], float]]] = {}
     for model in models:
         for dtype in (torch.float32, torch.bfloat16):
             for rows in all_rows:
                 cells, pays, predicted = [], "never", "never"
                 for keys in reversed(all_keys):
-                    alone, shared = measure(SHAPES[model], dtype, rows, keys, options.seconds)
+                    alone, shared = measure(SHAPES[model], dtype, rows, keys, options.seconds, native)
                     cells.insert(0, f"{keys}: {alone:.0f} / {shared:.0f}")
                     pays = str(keys) if alone > shared else pays
-                    predicted = str(keys) if chosen(SHAPES[model], dtype, rows, keys) else predicted
-                    observed.append((terms(SHAPES[model], dtype, rows, keys), 1000 * (alone - shared)))
+                    predicted = str(keys) if chosen(SHAPES[model], dtype, rows, keys, native) else predicted
+                    observed.setdefault(dtype, []).append(
+                        (terms(SHAPES[model], dtype, rows, keys, native), 1000 * (alone - shared))
+                    )
                 print(
                     f"| {model} | {str(dtype)[6:]} | {rows} | {', '.join(cells)} | {pays} | {predicted} |", flush=True
                 )
-    print("\n" + ", ".join(f"{name} {value:.3g}" for name, value in fit(observed).items()))
+    fitted = {f"{str(dtype)[6:]}: ": pairs for dtype, pairs in observed.items()}
+    if not native:  # one set of constants for both types
+        fitted = {"": [pair for pairs in observed.values() for pair in pairs]}
+    print()
+    for name, pairs in fitted.items():
+        print(name + ", ".join(f"{constant} {value:.3g}" for constant, value in fit(pairs).items()))
 
 
 def decode_step(rows: int, keys: int) -> StepBatch:
@@ -85,22 +98,30 @@ def decode_step(rows: int, keys: int) -> StepBatch:
 
 
 def measure(
-    shape: tuple[int, int, int], dtype: torch.dtype, rows: int, keys: int, seconds: float
+    shape: tuple[int, int, int], dtype: torch.dtype, rows: int, keys: int, seconds: float, native: bool
 ) -> tuple[float, float]:
     """Microseconds of one layer, every row reading by itself and with the prefix read once."""
     heads, kv_heads, dim = shape
     batch = decode_step(rows, keys)
     num_slots = (int(batch.table.blocks.max()) + 1) * BLOCK_SIZE
     cpu = torch.device("cpu")
-    cache = KVCache([LayerShape(kv_heads, dim, dim)] * LAYERS, num_slots, dtype=dtype, device=cpu)
+    pool_shapes = attention_kernels("native").pool_shapes if native else slots_first
+    shapes = [LayerShape(kv_heads, dim, dim)] * LAYERS
+    cache = KVCache(shapes, num_slots, dtype=dtype, device=cpu, pool_shapes=pool_shapes)
     for pool in [*cache.keys, *cache.values]:
         pool.normal_()
     query = torch.randn(rows, heads, dim, dtype=dtype)
     runs: list[Callable[[], None]] = []
-    for costs in (None, Costs(product=0, block=0, merge=0, read=1, gather=cost_of(shape, dtype).gather)):
-        attention = StepAttention(batch, cache, cascade=costs is not None, device=cpu, costs=costs)
+    always = Costs(product=0, block=0, merge=0, read=1, gather=cost_of(shape, dtype, native).gather)
+    for cascade in (False, True):
+        attention: KernelAttention | StepAttention
+        if native:
+            kernels = replace(attention_kernels("native"), costs=lambda **shape: always)
+            attention = KernelAttention(batch, cache, kernels, cascade=cascade, device=cpu)
+        else:
+            attention = StepAttention(batch, cache, cascade=cascade, device=cpu, costs=always)
 
-        def run(attention: StepAttention = attention) -> None:
+        def run(attention: KernelAttention | StepAttention = attention) -> None:
             for layer in range(LAYERS):
                 attention.attend(layer, query, scale=dim**-0.5, window=None, softcap=None)
 
@@ -117,20 +138,22 @@ def measure(
     return best[0], best[1]
 
 
-def cost_of(shape: tuple[int, int, int], dtype: torch.dtype) -> Costs:
+def cost_of(shape: tuple[int, int, int], dtype: torch.dtype, native: bool) -> Costs:
     heads, kv_heads, dim = shape
-    return cpu_costs(heads=heads, kv_heads=kv_heads, key_dim=dim, value_dim=dim, itemsize=dtype.itemsize)
+    costs = native_costs if native else cpu_costs
+    return costs(heads=heads, kv_heads=kv_heads, key_dim=dim, value_dim=dim, itemsize=dtype.itemsize)
 
 
-def chosen(shape: tuple[int, int, int], dtype: torch.dtype, rows: int, keys: int) -> bool:
+def chosen(shape: tuple[int, int, int], dtype: torch.dtype, rows: int, keys: int, native: bool) -> bool:
     """Whether the cost test lets the prefix be read once."""
-    return bool(shared_groups(decode_step(rows, keys).table, cost_of(shape, dtype)))
+    return bool(shared_groups(decode_step(rows, keys).table, cost_of(shape, dtype, native)))
 
 
-def terms(shape: tuple[int, int, int], dtype: torch.dtype, rows: int, keys: int) -> list[float]:
+def terms(shape: tuple[int, int, int], dtype: torch.dtype, rows: int, keys: int, native: bool) -> list[float]:
     """What the constants are multiplied with in the saving: READ_NS, PRODUCT_NS, BLOCK_NS, MERGE_NS."""
     heads, kv_heads, dim = shape
-    return [(rows - 1) * keys * kv_heads * 2 * dim * dtype.itemsize, -1, -kv_heads, -rows * heads * dim]
+    numbers = (rows - 1) * keys * kv_heads * 2 * dim
+    return [numbers if native else numbers * dtype.itemsize, 0 if native else -1, -kv_heads, -rows * heads * dim]
 
 
 def fit(observed: list[tuple[list[float], float]]) -> dict[str, float]:

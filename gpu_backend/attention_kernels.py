@@ -76,16 +76,17 @@ def native_costs(*, heads: int, kv_heads: int, key_dim: int, value_dim: int, ite
     """The costs of a layer in the C++ kernel, in nanoseconds of one core: what does not grow with the lanes."""
     return Costs(
         product=0,
-        block=kv_heads * ITEM_NS,
-        merge=heads * value_dim * MERGE_NS,
-        read=kv_heads * (key_dim + value_dim) * PACK_NS,
+        block=0,
+        merge=heads * value_dim * MERGE_NS[itemsize],
+        read=kv_heads * (key_dim + value_dim) * READ_NS[itemsize],
         gather=0,
     )
 
 
-ITEM_NS = 1_000  # an item's queries and sums
-MERGE_NS = 0.5  # a number of a part, written and read again
-PACK_NS = 0.1  # a number of a key or value, put in its place in a tile
+# Fitted to decode steps as those of cascade.py, by `python benchmarks/attention.py --kernels native`; by the bytes of a
+# number. So sharing pays from some 80 tokens on in fp32, from some 200 in bf16.
+MERGE_NS = {4: 2.4, 2: 1.45}  # a number of the output: a tile that is less full, a part that is written and read again
+READ_NS = {4: 0.06, 2: 0.015}  # a number of a key or value
 
 
 def _native_pools(num_slots: int, shape: LayerShape, dtype: torch.dtype) -> tuple[Sequence[int], Sequence[int]]:
