@@ -26,6 +26,7 @@ ENGINE_SETTINGS = (
 # Where an engine is: in this process, in one process per machine, or at an address of Arrow Flight.
 PROCESS, NODE = "process", "node"
 ADDRESSES = ("grpc://", "grpc+tcp://", "grpc+tls://", "grpc+unix://")
+AN_ADDRESS = re.compile(r"grpc\+unix://.+|grpc(\+tcp|\+tls)?://[^/]+:\d+/?")
 SWITCHES = (
     *("plan", "deduplicate", "reorder", "short_circuit", "order_filters", "early_stop", "infer_types"),
     "cached_first",
@@ -186,7 +187,8 @@ class Settings:
         self._validate_place()
 
     def _validate_place(self) -> None:
-        if self.engine not in (None, PROCESS, NODE) and not (isinstance(self.engine, str) and self.address):
+        at_address = isinstance(self.engine, str) and self.address and AN_ADDRESS.fullmatch(self.address)
+        if self.engine not in (None, PROCESS, NODE) and not at_address:
             raise SettingError(
                 "setting 'engine' must be 'process', 'node' or an address such as 'grpc://host:port', "
                 f"not {self.engine!r}"
@@ -198,6 +200,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, (str, os.PathLike)) or not os.fspath(value)):
                 raise SettingError(f"setting {name!r} must be a text that is not empty")
+        if isinstance(self.token, str):
+            check_token(self.token)
         if self.tls_root is not None and not (self.address or "").startswith("grpc+tls://"):
             raise SettingError("setting 'tls_root' is for an engine at 'grpc+tls://host:port'")
         if self.address is None:
@@ -209,6 +213,16 @@ class Settings:
                 raise SettingError(
                     f"setting {known.name!r} is the engine's own: it was chosen where {self.engine} was started"
                 )
+
+
+def check_token(token: str) -> None:
+    """Nothing, when a token can travel in a header.
+
+    Raises:
+        SettingError: it cannot.
+    """
+    if not token or not token.isascii() or not token.isprintable():
+        raise SettingError("the token must be of printable ASCII characters, at least one")
 
 
 def memory_bytes(what: str, value: int | str) -> int:

@@ -311,6 +311,8 @@ class TestErrors:
         for options, message in (
             ({"engine": "http://x"}, "'engine' must be 'process', 'node' or an address"),
             ({"engine": 5}, "'engine' must be"),
+            ({"engine": "grpc://host"}, "an address such as 'grpc://host:port', not 'grpc://host'"),
+            ({"engine": "grpc://x:1", "token": "é"}, "the token must be of printable ASCII"),
             ({"token": "x"}, "'token' is for an engine at an address"),
             ({"engine": "grpc://x:1", "tls_root": "r.pem"}, "'tls_root' is for an engine at 'grpc\\+tls://"),
             ({"engine": "grpc+tls://x:1", "tls_root": "/no.pem"}, "/no.pem cannot be read: No such file"),
@@ -324,6 +326,17 @@ class TestErrors:
             with pytest.raises(SettingError, match=r"can be reached from other machines: give a token"):
                 EngineServer(FakeModel(describe), name="x", location=f"grpc://{host}:0")
         assert all(is_private(f"grpc://{host}:1") for host in ("localhost", "127.1.2.3", "[::1]"))
+
+    def test_where_nothing_can_listen(self):
+        with served(FakeModel(describe)) as server:
+            for where, reason in (
+                (address(server), "Address already in use"),
+                ("grpc://127.0.0.1:99999", "port must be 0-65535"),
+                ("grpc://192.0.2.77:0", "assign requested address"),
+                ("grpc://no.such.invalid:0", "(?i:name)"),
+            ):
+                with pytest.raises(ModelError, match=f"nothing can listen at {where}: .*({reason})"):
+                    EngineServer(FakeModel(describe), name="x", location=where, token="x")
 
 
 class TestBadClients:
@@ -602,10 +615,19 @@ class TestTls:
             at = f"grpc+tls://127.0.0.1:{server.port}"
             with llmsql.connect(engine=at, token=TOKEN, tls_root=certificate, cache=False) as con:
                 assert con.sql("SELECT llm('Say', 1 AS x)").fetchall() == [("Say|x=1",)]
-            with pytest.raises(ModelError, match=r"(?i)cannot be reached.*certificate"):
+            with pytest.raises(ModelError, match=r"(?i)cannot be reached.*certificate.*tls_root="):
                 llmsql.connect(engine=at, token=TOKEN)
-            with pytest.raises(ModelError, match="cannot be reached"):
+            with pytest.raises(ModelError, match=r"cannot be reached.*its address begins with grpc\+tls://"):
                 connect(server)
+            with pytest.raises(SettingError, match="has no certificate in it"):
+                llmsql.connect(engine=at, token=TOKEN, tls_root=key)
+        with served(FakeModel(describe)) as server:
+            with pytest.raises(ModelError, match="the engine is without TLS: its address begins with grpc://"):
+                llmsql.connect(engine=address(server).replace("grpc:", "grpc+tls:"), token=TOKEN)
+        other = tmp_path / "other.pem"
+        subprocess.run([*command, "-keyout", str(other), "-out", str(tmp_path / "x")], check=True, capture_output=True)
+        with pytest.raises(ModelError, match="certificate and key do not fit"):
+            EngineServer(FakeModel(describe), name="x", **{**files, "certificate": (certificate, other)})
         with pytest.raises(SettingError, match="is not a PEM file"):
             llmsql.connect(engine="grpc+tls://x:1", tls_root=__file__)
 

@@ -17,7 +17,7 @@ from llmsql import models
 from llmsql.embedded import EmbeddedModel
 from llmsql.errors import LlmsqlError, SettingError
 from llmsql.serving.server import LOOPBACK, EngineServer, Limits, is_private
-from llmsql.settings import ENGINE_SETTINGS, ENGINE_SWITCHES, Settings, memory_bytes
+from llmsql.settings import ENGINE_SETTINGS, ENGINE_SWITCHES, Settings, check_token, memory_bytes
 
 PORT = 8815
 
@@ -96,8 +96,8 @@ def _token(options: argparse.Namespace) -> str | None:
         token = options.token_file.read_text(encoding="utf-8").strip()
     elif token is None:
         token = os.environ.get("LLMSQL_TOKEN") or None
-    if token is not None and (not token or not token.isascii() or not token.isprintable()):
-        raise SettingError("the token must be of printable ASCII characters, at least one")
+    if token is not None:
+        check_token(token)
     return token
 
 

@@ -18,6 +18,12 @@ from llmsql.serving.protocol import Question, flight
 TICK = 0.1  # seconds
 TIMEOUT = 20.0  # seconds for an engine to say that it is there
 MESSAGES_AHEAD = 16  # of answers that are not read yet
+# What gRPC says, and what to do about it.
+ADVICE = {
+    "certificate verify failed": "give the file of who signed the engine's certificate (tls_root=…)",
+    "wrong version number": "the engine is without TLS: its address begins with grpc://",
+    "Socket closed": "if the engine has TLS, its address begins with grpc+tls://",
+}
 
 
 class LostError(ModelError):
@@ -184,4 +190,5 @@ class EngineClient:
         text = str(problem).split(" gRPC client debug context")[0].split("error, with message: ")[-1].rstrip(". ")
         if isinstance(problem, NotImplementedError) or "UNIMPLEMENTED" in str(problem):
             return ModelError(f"there is something at {self.location}, but it is no llmsql engine ({text})")
-        return LostError(f"the engine at {self.location} cannot be reached: {text}")
+        advice = next((f" ({advice})" for said, advice in ADVICE.items() if said in text), "")
+        return LostError(f"the engine at {self.location} cannot be reached: {text}{advice}")

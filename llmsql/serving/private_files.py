@@ -67,11 +67,11 @@ def read_private(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def read_pem(path: Path) -> bytes:
-    """A certificate or key.
+def read_pem(path: Path, kind: str) -> bytes:
+    """A file with a "CERTIFICATE" or a "PRIVATE KEY".
 
     Raises:
-        SettingError: it cannot be read, or is not PEM.
+        SettingError: it cannot be read, or is not PEM, or has none of that kind.
     """
     try:
         text = path.read_bytes()
@@ -79,6 +79,8 @@ def read_pem(path: Path) -> bytes:
         raise SettingError(f"{path} cannot be read: {problem.strerror or problem}") from problem
     if b"-----BEGIN" not in text:
         raise SettingError(f"{path} is not a PEM file")
+    if f"{kind}-----".encode() not in text:
+        raise SettingError(f"{path} has no {kind.lower()} in it")
     return text
 
 

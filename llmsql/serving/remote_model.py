@@ -22,7 +22,7 @@ from llmsql.serving import protocol
 from llmsql.serving.engine_client import EngineClient, LostError
 from llmsql.serving.private_files import read_pem
 from llmsql.serving.protocol import CounterReader, Question
-from llmsql.settings import Settings
+from llmsql.settings import Settings, check_token
 from llmsql.statistics import StageStatistics
 
 HEADROOM = 0.8  # of the largest request: what arrives may be a little larger than what was sent
@@ -213,10 +213,12 @@ def model_at(address: str, wanted: str, settings: Settings, key: tuple[object, .
         key: see `RemoteModel`.
 
     Raises:
-        SettingError: the root certificate cannot be read.
+        SettingError: the root certificate cannot be read, or the token cannot travel.
     """
     token = settings.token or os.environ.get("LLMSQL_TOKEN")
-    roots = None if settings.tls_root is None else read_pem(Path(settings.tls_root))
+    if token is not None:
+        check_token(token)
+    roots = None if settings.tls_root is None else read_pem(Path(settings.tls_root), "CERTIFICATE")
 
     def client() -> EngineClient:
         opened = EngineClient(address, token, roots)

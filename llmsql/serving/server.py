@@ -7,6 +7,7 @@ import ipaddress
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -93,11 +94,11 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         elif not is_private(location):
             raise SettingError(f"{location} can be reached from other machines: give a token, or listen on {LOOPBACK}")
         if certificate is not None:
-            options["tls_certificates"] = [tuple(read_pem(path) for path in certificate)]
+            options["tls_certificates"] = [tuple(map(read_pem, certificate, ("CERTIFICATE", "PRIVATE KEY")))]
         try:
             super().__init__(location, **options)
         except (pa.ArrowException, OSError) as problem:
-            raise ModelError(f"nothing can listen at {location}: {problem}") from problem
+            raise ModelError(f"nothing can listen at {location}: {_refusal(location) or problem}") from problem
 
     # -- what clients call --------------------------------------------------------------------------------------------
 
@@ -303,6 +304,21 @@ def is_private(location: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name, which may mean anything
         return False
+
+
+def _refusal(location: str) -> str:
+    """Why nothing can listen at a location, which Flight does not tell; "" where nothing else is wrong with it."""
+    if location.startswith("grpc+unix:"):
+        return ""
+    host, port = location.split("://", 1)[-1].rsplit(":", 1)
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+    except OSError as problem:
+        return problem.strerror or str(problem)
+    except (OverflowError, ValueError) as problem:
+        return str(problem)
+    return "certificate and key do not fit" if location.startswith("grpc+tls:") else ""
 
 
 @contextmanager
