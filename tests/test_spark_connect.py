@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -33,64 +35,158 @@ def main(notes: str) -> None:
     from pyspark.sql import SparkSession
 
     import llmsql.spark
-    from llmsql import CallError, LlmsqlError
-    from llmsql.spark import llm, llm_filter, where_llm, with_llm
     from llmsql.testing import FakeModel
 
     def noted(prompt, fields, options):
         with open(notes, "a") as lines:
             lines.write("asked\n")
+        if fields.get("title") == "bad":
+            raise ValueError("too bad")
         return describe(prompt, fields, options)
-
-    def asked():
-        return len(Path(notes).read_text().splitlines()) if Path(notes).exists() else 0
 
     cloudpickle.register_pickle_by_value(sys.modules["__main__"])
     builder = SparkSession.builder.remote("local[2]").config("spark.ui.enabled", "false")
     builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.memory", "512m")
     builder = builder.config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
     connect = builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
-    spark = llmsql.spark.register(connect, model=FakeModel(noted))
-    frame = spark.range(0, 12, 1, 2).selectExpr("id", "concat('n', id % 3) AS title")
+    frame = connect.range(0, 12, 1, 2).selectExpr("id", "concat('n', id % 3) AS title")
     frame.createOrReplaceTempView("t")
-    wanted = sorted((n, f"Say|title='n{n % 3}'") for n in range(12))
+    model = FakeModel(noted)
+    try:
+        for check in (functions, statements, dataframes, failures, limits, an_engine_at_an_address):
+            check(llmsql.spark.register(connect, model=model), frame, Path(notes))
+            print(check.__name__, "is well", flush=True)
+        llmsql.spark.register(connect, model=model).close()
+    finally:
+        connect.stop()  # the process would not end
 
-    def rows(found):
-        return sorted(tuple(row) for row in found.collect())
 
-    assert rows(frame.select("id", llm("Say", "title").alias("said"))) == wanted
-    assert rows(connect.sql("SELECT id, llm('Say', struct(title)) FROM t")) == wanted
-    assert rows(spark.sql("SELECT id, llm('Say', title) AS said FROM t")) == wanted
+WANTED = sorted((n, f"Say|title='n{n % 3}'") for n in range(12))
+
+
+def rows(found):
+    return sorted(tuple(row) for row in found.collect())
+
+
+def asked(notes):
+    return len(notes.read_text().splitlines()) if notes.exists() else 0
+
+
+def functions(spark, frame, notes):
+    from llmsql.spark import llm
+
+    assert rows(frame.select("id", llm("Say", "title").alias("said"))) == WANTED
+    assert rows(spark.spark.sql("SELECT id, llm('Say', struct(title)) FROM t")) == WANTED
+
+
+def statements(spark, frame, notes):
+    before = asked(notes)
+    said = spark.sql("SELECT id, llm('Say', title) AS said FROM t ORDER BY id DESC")
+    frame.limit(0).createOrReplaceTempView("t")
+    assert [tuple(row) for row in said.collect()] == WANTED[::-1], "the rows are those of the statement's time"
+    frame.createOrReplaceTempView("t")
+    assert said.alias("a").join(said.alias("b"), "said").count() == 48
+    assert asked(notes) - before == 3, "each distinct row once"
+    (stage,) = spark.last_query.stages
+    assert (stage.rows, stage.distinct, stage.asked, stage.failed) == (12, 3, 3, 0)
     found = spark.sql("SELECT DISTINCT llm('Say', title, max_tokens => 7) AS said FROM t WHERE id < :most", {"most": 2})
     assert rows(found) == [("Say|title='n0'7",), ("Say|title='n1'7",)]
-    assert "Spark Connect" in spark.last_query.decisions[0]
 
-    before = asked()
+    passing = [n for n in range(12) if all(describe(ask, {"title": f"n{n % 3}"}, FILTER) == "Yes" for ask in "AB")]
+    predicates = "llm_filter('A', title) AND llm_filter('B', title)"
+    assert rows(spark.sql(f"SELECT id FROM t WHERE {predicates}")) == [(n,) for n in passing]
+    assert "predicates in the order" in spark.last_query.decisions[0]
+    assert len(rows(spark.sql("SELECT id FROM t WHERE llm_filter('A', title) OR id < 3 LIMIT 3"))) == 3
+    spark.sql("CREATE TABLE said USING parquet AS SELECT id, llm('Say', title) AS said FROM t")
+    assert rows(spark.table("said")) == WANTED
+    spark.sql("DROP TABLE said")
+    assert "ask llm('Say', title)" in spark.explain("SELECT llm('Say', title) FROM t")
+    assert spark.dry_run("SELECT llm('Say', title) FROM t").stages[0].to_run == 3
+    assert not [table.name for table in spark.catalog.listTables() if table.name.startswith("__llmsql")]
+
+
+FILTER = {"function": "llm_filter"}
+
+
+def dataframes(spark, frame, notes):
+    from llmsql.spark import llm, llm_filter, where_llm, with_llm
+
+    before = asked(notes)
     planned = frame.transform(with_llm, "said", llm("Say", "title")).select("id", "said")
-    assert rows(planned) == rows(planned.orderBy("said")) == wanted
-    assert planned.alias("a").join(planned.alias("b"), "said").count() == 48
-    assert asked() - before == 3, "each distinct row once"
+    assert rows(planned) == rows(planned.orderBy("said")) == WANTED
+    assert asked(notes) - before == 3
+    assert spark.last_query.model_calls == 3
     kept = frame.transform(where_llm, llm_filter("Is it?", "title"))
     assert rows(kept) == rows(frame.filter(llm_filter("Is it?", "title")))
     assert with_llm(frame.filter("id < 0"), "said", llm("Say", "title")).collect() == []
 
+
+def failures(spark, frame, notes):
+    from llmsql import CallError, LlmsqlError, ModelError, RowError
+    from llmsql.failures import LlmsqlWarning
+    from llmsql.spark import llm, register, statistics, with_llm
+
+    bad = "SELECT title, llm('Say', title{}) AS said FROM VALUES ('bad'), ('good') AS v(title)"
+    with pytest.warns(LlmsqlWarning, match="1 of 2 rows failed and are NULL; the first: ValueError: too bad"):
+        found = spark.sql(bad.format(""))
+    assert rows(found) == [("bad", None), ("good", "Say|title='good'")]
+    assert rows(spark.sql("SELECT * FROM llm_errors()")) == [
+        ("llm('Say', title)", '{"title": "bad"}', "ValueError: too bad")
+    ]
+    lost = "/no/such/folder"
+    elsewhere = register(spark, model=lost, cache=False)
     for wrong, kind, text in (
-        (lambda: llmsql.spark.statistics(spark), LlmsqlError, "Spark Connect has no accumulators"),
+        (lambda: spark.sql(bad.format(", on_error => 'fail'")), RowError, "too bad; the row: title='bad'"),
+        (lambda: statistics(spark), LlmsqlError, "Spark Connect has no accumulators"),
         (lambda: spark.sql("SELECT llm('Say', nothing) FROM t"), LlmsqlError, "`nothing` cannot be resolved"),
         (lambda: with_llm(frame, "x", llm("Say", "title", on_error="stop")), CallError, "'on_error' must be"),
+        (lambda: elsewhere.sql("SELECT llm('Say', title) FROM t"), ModelError, f"'{lost}': there is no such folder on"),
+        (lambda: with_llm(frame, "x", llm("Say", "title", model=lost)), ModelError, "there is no such folder on"),
     ):
         with pytest.raises(kind, match=text):
             wrong()
-    spark.close()
-    connect.stop()
-    print("all is well")
+
+
+def limits(spark, frame, notes):
+    from llmsql import BudgetError
+    from llmsql.interruption import InterruptError
+    from llmsql.spark import register
+    from llmsql.testing import FakeModel
+
+    with pytest.raises(BudgetError, match="max_rows is 2"):
+        register(spark, model=FakeModel(describe), max_rows=2).sql("SELECT llm('Say', id) FROM t")
+
+    def slowly(prompt, fields, options):
+        time.sleep(0.2)
+        return "slow"
+
+    slow = register(spark, model=FakeModel(slowly))
+    timer = threading.Timer(3, slow.interrupt)
+    timer.start()
+    with pytest.raises(InterruptError, match="interrupted after 0 rows"):
+        slow.sql("SELECT llm('Say', id) FROM range(4000)")
+
+
+def an_engine_at_an_address(spark, frame, notes):
+    from llmsql.serving.server import EngineServer
+    from llmsql.spark import llm, register
+    from llmsql.testing import FakeModel
+
+    server = EngineServer(FakeModel(describe), name="fake", token="x", fingerprint=lambda: b"fake")
+    try:
+        here = register(spark, engine=f"grpc://127.0.0.1:{server.port}", token="x", cache=False)
+        assert rows(here.sql("SELECT id, llm('Say', title, model => 'fake') AS said FROM t")) == WANTED
+        assert rows(frame.select("id", llm("Say", "title", model="fake"))) == WANTED
+        assert here.last_query.model_calls == 3
+    finally:
+        server.stop()
 
 
 def test_over_connect(tmp_path):
     command = [sys.executable, __file__, str(tmp_path / "notes")]
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # what the server runs as worker
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert "all is well" in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from pyspark.sql.types import BooleanType, StructField, StructType
 
 from llmsql.answers import arrow_type
 from llmsql.planner.plan import Stage
+from llmsql.spark.connect import ask_over_connect
 from llmsql.spark.counters import make_counters, summed
 from llmsql.spark.kept_frames import dear_rows, read_once, without_plan
 from llmsql.spark.known_answers import KNOWN, KnownAnswers, look_up_function, may_be_known
 from llmsql.spark.layout import Sizes, lay_out, sizes
-from llmsql.spark.model_files import portable_name
 from llmsql.spark.registration import Registration
+from llmsql.spark.requirements import is_connect
 from llmsql.spark.running import Running, task_errors
 from llmsql.spark.stage_function import COUNT, VALUE, StageFunction, map_function
 from llmsql.statistics import StageStatistics
@@ -55,11 +56,12 @@ def ask(
     Raises:
         RowError: a row failed and `on_error` is 'fail'; ModelError: the model cannot be loaded or run; BudgetError.
     """
-    if stage.call.model is not None and registration.settings.address is None:
-        stage = replace(stage, call=replace(stage.call, model=portable_name(stage.call.model)))
+    stage = replace(stage, call=registration.named(stage.call))
     value = StructField(VALUE, from_arrow_type(arrow_type(stage.call), prefer_timestamp_ntz=True))
     schema = StructType([*(asked.schema[column] for column in stage.columns), value])
     asked = asked.select(*stage.columns, COUNT)
+    if is_connect(asked.sparkSession):
+        return ask_over_connect(asked, stage, schema, registration, statistics, running, function)
     if RECURSION in asked._jdf.queryExecution().analyzed().toString():
         # Spark would not know such a plan again, nor what is persisted behind it.
         asked = asked.localCheckpoint(True, StorageLevel.MEMORY_AND_DISK)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 from pyspark.sql import Column
@@ -13,7 +12,6 @@ from llmsql.errors import CallError
 from llmsql.functions import FUNCTIONS, make_call
 from llmsql.prompt import PLACEHOLDER, parse_template
 from llmsql.spark.llm_column import LlmColumn, note_call
-from llmsql.spark.model_files import portable_name
 from llmsql.spark.registration import last_registration
 
 Field: TypeAlias = str | Column
@@ -120,8 +118,7 @@ def llm_agg(prompt: str, *fields: Field, order_by: Sequence[Field] = (), **optio
     if not fields:
         raise CallError(f"llm_agg has no field to ask about: {FUNCTIONS['llm_agg'].usage}")
     registration = last_registration()
-    if call.model is not None:
-        call = replace(call, model=portable_name(call.model))
+    call = registration.named(call)
     single = fields[0] if len(fields) == 1 and isinstance(fields[0], str) and fields[0] != "*" else None
     columns = [F.col(field) if isinstance(field, str) else field for field in fields]
     item = columns[0] if single is not None else F.struct(*columns)
@@ -141,8 +138,7 @@ def _column(name: str, prompt: str, second: Any, fields: tuple[Field, ...], opti
     _require_prompt(name, prompt)
     call = make_call(name, prompt, second, options)
     registration = last_registration()
-    if call.model is not None and registration.settings.address is None:  # else it is not on this machine
-        call = replace(call, model=portable_name(call.model))
+    call = registration.named(call)
     # One struct of all fields is how their names reach the worker.
     struct = F.struct(*_columns(name, prompt, fields))
     column = registration.column(call, struct)

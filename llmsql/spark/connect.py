@@ -1,45 +1,108 @@
-"""Spark Connect: the same calls where only the public API of DataFrames exists, on a server that may be elsewhere.
+"""Spark Connect: a stage where only the public API of DataFrames exists, on a server that may be elsewhere.
 
-There are no accumulators, so nothing is counted on the client, and no look into plans, so what is asked is
-checkpointed on the server; it goes there with the last DataFrame built on it.
+There are no accumulators, so what tasks count comes back beside the answers, and no look into plans, so what is asked
+is checkpointed on the server; it goes there with the last DataFrame built on it.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import from_arrow_type
-from pyspark.sql.types import StructField, StructType
+from pyspark.sql.types import StringType, StructField, StructType
 
-from llmsql.answers import arrow_type
 from llmsql.planner.plan import Stage
+from llmsql.spark.counters import Attempt, Counters
+from llmsql.spark.kept_frames import read_once
 from llmsql.spark.layout import lay_out, sizes
 from llmsql.spark.registration import Registration
-from llmsql.spark.reports import Allowance
-from llmsql.spark.running import task_errors
-from llmsql.spark.stage_function import COUNT, VALUE, StageFunction, map_function
+from llmsql.spark.running import Running, task_errors
+from llmsql.spark.stage_function import StageFunction
+from llmsql.statistics import RowFailure, StageStatistics
+
+COUNTED = "counted"
 
 
-def ask_over_connect(asked: DataFrame, stage: Stage, registration: Registration) -> DataFrame:
-    """As `asking.ask`; each task keeps to the budget by itself.
-
-    Raises:
-        RowError: a row failed and `on_error` is 'fail'; ModelError: the model cannot be loaded or run.
-    """
-    value = StructField(VALUE, from_arrow_type(arrow_type(stage.call), prefer_timestamp_ntz=True))
-    asked = asked.select(*stage.columns, COUNT).localCheckpoint()
-    schema = StructType([*(asked.schema[column] for column in stage.columns), value])
-    found = sizes(asked, stage)
+def ask_over_connect(
+    asked: DataFrame,
+    stage: Stage,
+    schema: StructType,
+    registration: Registration,
+    statistics: StageStatistics,
+    running: Running,
+    function: type[StageFunction],
+) -> DataFrame:
+    """As `asking.ask`, which tells the `schema` of what is returned; each task keeps to the budget by itself."""
+    tuples = read_once(asked)
+    found = sizes(tuples, stage)
+    statistics.rows += found.rows
+    statistics.distinct += found.distinct
     if not found.distinct:
         return asked.sparkSession.createDataFrame([], schema)
     settings = registration.settings
-    layout = lay_out(asked, stage, found, settings, _slots(asked.sparkSession))
-    work = StageFunction(stage, registration.model, settings, (), Allowance.of(settings, None))
+    with task_errors(stage.call_sql):
+        layout = lay_out(tuples, stage, found, settings, _slots(asked.sparkSession))
+    work = function(stage, registration.model, settings, (), running.allowance)
+    wider = StructType([*schema.fields, StructField(COUNTED, StringType())])
+    total = found.distinct if settings.deduplicate else found.rows
     try:
-        with task_errors(stage.call_sql):
-            return layout.apply(asked).mapInArrow(map_function(work), schema).localCheckpoint()
+        with running.asking(stage.call_sql, stage.name, total, statistics) as live:
+            answers = read_once(layout.apply(tuples).mapInArrow(_counting(work), wider))
+            told = answers.select(COUNTED).filter(F.col(COUNTED).isNotNull()).collect()
+            parts = [part for (text,) in told for part in _read(text, stage)]
+            live.counters = {(stage.call, Attempt(0, number, number)): part for number, part in enumerate(parts)}
     finally:
         layout.unpersist()
+    running.budget.rows += sum(part.asked for part in parts)
+    running.budget.tokens += sum(part.computed_tokens + part.output_tokens for part in parts)
+    return answers.select(*schema.names)
+
+
+class _Counted:
+    """What a task has counted, as an accumulator takes it."""
+
+    def __init__(self) -> None:
+        self.parts: list[StageStatistics] = []
+
+    def add(self, counters: Counters) -> None:
+        """See `Accumulator.add`."""
+        self.parts += counters.values()
+
+
+def _counting(work: StageFunction) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """The work in the form that `mapInArrow` takes, with a column more: in a batch's first row, what was counted."""
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        counted = _Counted()
+        for batch in replace(work, counters=(counted,)).batches(batches):
+            parts, counted.parts = counted.parts, []
+            told = pa.array([_written(parts), *[None] * (batch.num_rows - 1)], pa.string())
+            yield pa.RecordBatch.from_arrays([*batch.columns, told], [*batch.schema.names, COUNTED])
+
+    return run
+
+
+def _written(parts: list[StageStatistics]) -> str:
+    return json.dumps(
+        [
+            {
+                "counted": {name: value for name, value in vars(part).items() if isinstance(value, (int, float))},
+                "failures": [(failure.values, failure.error) for failure in part.failures],
+            }
+            for part in parts
+        ],
+        default=str,
+    )
+
+
+def _read(text: str, stage: Stage) -> Iterator[StageStatistics]:
+    for told in json.loads(text):
+        failures = [RowFailure(stage.call_sql, values, error) for values, error in told["failures"]]
+        yield StageStatistics(stage.call_sql, stage.place, failures=failures, **told["counted"])
 
 
 def _slots(spark: SparkSession) -> int:

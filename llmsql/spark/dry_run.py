@@ -35,7 +35,8 @@ class SparkDryRunner(SparkPlanRunner):
     def __init__(self, spark: SparkSession, run: Callable[[str], DataFrame], registration: Registration):
         unlimited = {"max_rows": None, "max_tokens": None, "max_seconds": None}
         quiet = registration.settings.changed(progress=False, on_error="null", **unlimited)
-        counters = make_counters(registration.context)  # what is guessed was not asked
+        # What is guessed was not asked.
+        counters = None if registration.context is None else make_counters(registration.context)
         super().__init__(spark, run, replace(registration, settings=quiet, counters=counters), QueryStatistics())
         self._settings = registration.settings
         self._guesses = Guesses("spark")

@@ -25,8 +25,9 @@ from llmsql.filtering import (
 from llmsql.planner import Filters, Stage
 from llmsql.planner.plan import ROW_NUMBER
 from llmsql.settings import Settings
-from llmsql.spark.kept_frames import without_plan
+from llmsql.spark.kept_frames import read_once, without_plan
 from llmsql.spark.layout import UNORDERED_TYPES
+from llmsql.spark.requirements import is_connect
 from llmsql.statistics import QueryStatistics, StageStatistics
 
 GROWTH = 4  # of the batches under a LIMIT
@@ -160,8 +161,10 @@ class SparkFilterRunner:
         return int(count) * cost_of_one(stage, self._asked[stage], self._settings, lambda: float(length or 0))
 
     def _kept(self, frame: DataFrame) -> DataFrame:
-        self._frames.append(frame.persist(StorageLevel.MEMORY_AND_DISK))
-        return without_plan(frame)
+        over_connect = is_connect(frame.sparkSession)  # where a frame is SQL about views until it is read
+        kept = read_once(frame) if over_connect else frame.persist(StorageLevel.MEMORY_AND_DISK)
+        self._frames.append(kept)
+        return without_plan(kept)
 
 
 def _has_order(frame: DataFrame, column: str) -> bool:

@@ -15,7 +15,6 @@ from llmsql.functions import FUNCTIONS
 from llmsql.planner.plan import Stage
 from llmsql.planner.scratch_names import fresh_name
 from llmsql.spark.asking import ask
-from llmsql.spark.connect import ask_over_connect
 from llmsql.spark.counters import note_query
 from llmsql.spark.kept_frames import kept_frames, read_once
 from llmsql.spark.llm_column import LlmColumn, call_of
@@ -79,11 +78,10 @@ def _answered(frame: DataFrame, llm: LlmColumn) -> tuple[DataFrame, str, list[st
         raise CallError("with_llm, where_llm: a stream has no end: use the function as a column, or foreachBatch")
     started = time.perf_counter()
     registration = llm.registration
-    over_connect = is_connect(frame.sparkSession)
     kept = kept_frames(frame.sparkSession)
     kept.sweep()
     frames: list[DataFrame] = []
-    if over_connect or not _is_stable(frame):  # over Connect nothing tells
+    if is_connect(frame.sparkSession) or not _is_stable(frame):  # over Connect nothing tells
         frame = read_once(frame)
     prefix = fresh_name("answers")
     kinds = frame.select(llm.fields.alias("fields")).schema["fields"].dataType
@@ -110,11 +108,8 @@ def _answered(frame: DataFrame, llm: LlmColumn) -> tuple[DataFrame, str, list[st
     statistics = QueryStatistics(stages=[StageStatistics(call=stage.call_sql, place=stage.place)])
     note_query(frame.sparkSession, statistics)
     try:
-        if over_connect:
-            answers = ask_over_connect(asked, stage, registration)
-        else:
-            with Running(frame.sparkSession, registration.settings, statistics) as running:
-                answers = ask(asked, stage, registration, statistics.stages[0], running, frames)
+        with Running(frame.sparkSession, registration.settings, statistics) as running:
+            answers = ask(asked, stage, registration, statistics.stages[0], running, frames)
     except BaseException:
         for one in frames:
             one.unpersist()

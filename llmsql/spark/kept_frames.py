@@ -29,7 +29,7 @@ class KeptFrames:
 
     def keep(self, result: DataFrame, frames: list[DataFrame]) -> None:
         """Keep `frames` for as long as `result`, or what is built on it, can be read."""
-        if frames:
+        if frames and not is_connect(result.sparkSession):  # whose server gives checkpoints back with the last reader
             plan = result._jdf.queryExecution().analyzed()
             jvm = result.sparkSession.sparkContext._jvm
             assert jvm is not None
@@ -80,7 +80,7 @@ def read_once(frame: DataFrame) -> DataFrame:
 
 def dear_rows(spark: SparkSession) -> StorageLevel:
     """How rows are kept that cost a model's work, or come only once: by two executors, where there may be two."""
-    is_alone = not is_connect(spark) and re.fullmatch(r"local(\[.*\])?", spark.sparkContext.master) is not None
+    is_alone = re.fullmatch(r"local(\[.*\])?", spark.conf.get("spark.master", "")) is not None
     return StorageLevel.MEMORY_AND_DISK if is_alone else StorageLevel.MEMORY_AND_DISK_2
 
 
@@ -92,6 +92,8 @@ def without_plan(frame: DataFrame) -> DataFrame:
     such thing, it is the frame itself.
     """
     session = frame.sparkSession
+    if is_connect(session):
+        return frame
     jvm = session.sparkContext._jvm
     assert jvm is not None
     try:

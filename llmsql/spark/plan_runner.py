@@ -15,6 +15,7 @@ from llmsql.spark.dialect import spark_sql
 from llmsql.spark.filtering import SparkFilterRunner
 from llmsql.spark.kept_frames import read_once
 from llmsql.spark.registration import Registration
+from llmsql.spark.requirements import is_connect
 from llmsql.spark.running import Running, task_errors
 from llmsql.spark.stage_function import VALUE
 from llmsql.statistics import QueryStatistics, StageStatistics
@@ -75,11 +76,14 @@ class SparkPlanRunner:
     def run_final(self, plan: Plan) -> DataFrame:
         """Run the final statement; the views can be dropped afterwards, its plan holds what is behind them."""
         with task_errors():
-            return self.run(plan.final_sql)
+            final = self.run(plan.final_sql)
+            # Over Connect a frame is SQL until it is read, when the views are gone.
+            return read_once(final) if plan.is_query and is_connect(self._spark) else final
 
     def drop_views(self) -> None:
         """Forget the names of what was made; `spark.catalog` would give back what is persisted behind them, too."""
-        catalog = self._spark._jsparkSession.sessionState().catalog()
+        over_connect = is_connect(self._spark)
+        catalog = self._spark.catalog if over_connect else self._spark._jsparkSession.sessionState().catalog()
         while self.views:
             catalog.dropTempView(self.views.pop())
 

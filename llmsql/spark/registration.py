@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyspark import Accumulator, SparkContext, cloudpickle
@@ -41,6 +41,15 @@ class Registration:
     def is_live(self) -> bool:
         """Whether the Spark application still runs."""
         return self.context is None or self.context._jsc is not None
+
+    def named(self, call: Call) -> Call:
+        """The call with the name under which workers can open its model, if it names one.
+
+        Raises:
+            ModelError: there is no such model folder, or it lacks weights or tokenizer.
+        """
+        name = call.model and _travelling(call.model, self.settings, self.context is None)
+        return call if name == call.model else replace(call, model=name)
 
     def function(self, name: str, call: Call | None = None, *, in_place: bool = False) -> UserDefinedFunction:
         """The function as a Spark UDF; see `PartitionFunction` for `call` and `in_place`."""
@@ -166,13 +175,11 @@ def _for_workers(settings: Settings, context: SparkContext | None) -> Settings:
 def _portable_model(
     model: str | os.PathLike[str] | Model | None, settings: Settings, over_connect: bool
 ) -> str | Model:
-    """A name as in `portable_name`, or an object that answers and pickles."""
-    if settings.address is not None and (model is None or isinstance(model, (str, os.PathLike))):
-        return "" if model is None else os.fspath(model)
-    if over_connect and isinstance(model, (str, os.PathLike)) and os.path.isabs(model):
-        return os.fspath(model)  # on the machines of the server
-    if model is None or isinstance(model, (str, os.PathLike)):
-        return portable_name(models.DEMO if model is None else model)
+    """A name under which workers can open the model, or an object that answers and pickles."""
+    if model is None:
+        model = models.DEMO if settings.address is None else ""
+    if isinstance(model, (str, os.PathLike)):
+        return _travelling(os.fspath(model), settings, over_connect)
     answering = models.open_model(model, settings)
     try:
         cloudpickle.dumps(answering)
@@ -181,3 +188,8 @@ def _portable_model(
             f"the model must travel to Spark's workers, and {type(model).__name__} cannot be pickled: {problem}"
         ) from problem
     return answering
+
+
+def _travelling(name: str, settings: Settings, over_connect: bool) -> str:
+    """As `portable_name`, but for models that are not on this machine: an engine's own, or a folder of the server."""
+    return name if settings.address is not None or (over_connect and os.path.isabs(name)) else portable_name(name)

@@ -23,6 +23,7 @@ from llmsql.settings import Settings
 from llmsql.spark.counters import Attempt, Counters, summed
 from llmsql.spark.desk import Account, desk_of
 from llmsql.spark.reports import Allowance, known_error
+from llmsql.spark.requirements import is_connect
 from llmsql.spark.worker_faults import place_and_advice
 from llmsql.statistics import QueryStatistics, StageStatistics
 
@@ -48,11 +49,15 @@ class Running:
     def __init__(self, spark: SparkSession, settings: Settings, statistics: QueryStatistics):
         self.statistics = statistics
         self.bars = ProgressBars(settings.progress)
-        self._context = spark.sparkContext
         self._session = spark
         self._name = fresh_name("statement")
         self._account = Account(Budget.of(settings), self)
-        self._desk = desk_of(self._context)
+        if is_connect(spark):  # nobody reports
+            self._desk, tags = None, (spark.addTag, spark.removeTag, spark.interruptTag)
+        else:
+            context = spark.sparkContext
+            self._desk, tags = desk_of(context), (context.addJobTag, context.removeJobTag, context.cancelJobsWithTag)
+        self._add_tag, self._remove_tag, self._cancel_tag = tags
         self._stage: _LiveStage | None = None
         self._cancelled = False
         self._call = Call("llm", None)  # whose tasks run
@@ -84,7 +89,7 @@ class Running:
         _now.setdefault(self._session, []).append(self)
         if self._desk is not None:
             self._desk.open(self._name, self._account)
-        self._context.addJobTag(self._name)
+        self._add_tag(self._name)
         if self.budget.max_seconds is not None:
             self._timer = threading.Timer(self.budget.max_seconds, self._out_of_time)
             self._timer.daemon = True
@@ -99,7 +104,7 @@ class Running:
         if problem is not None:
             self._cancel_jobs()
         with contextlib.suppress(PySparkException):
-            self._context.removeJobTag(self._name)
+            self._remove_tag(self._name)
         if self._desk is not None:
             self._desk.forget(self._name)
         running = _now.get(self._session, [])
@@ -163,7 +168,7 @@ class Running:
     def _cancel_jobs(self) -> None:
         self._cancelled = True
         with contextlib.suppress(Exception):  # the application may have ended
-            self._context.cancelJobsWithTag(self._name)
+            self._cancel_tag(self._name)
 
     def _out_of_time(self) -> None:
         try:

@@ -33,10 +33,10 @@ from llmsql.planner.scratch_names import fresh_name, without_prefixes
 from llmsql.spark import registration as registering
 from llmsql.spark.catalog import SparkCatalog, shown
 from llmsql.spark.counters import last_query, note_query
-from llmsql.spark.dialect import as_planned, spark_sql
+from llmsql.spark.dialect import as_planned
 from llmsql.spark.dry_run import SparkDryRunner
 from llmsql.spark.in_place import register_in_place
-from llmsql.spark.kept_frames import give_back, kept_frames
+from llmsql.spark.kept_frames import give_back, kept_frames, read_once
 from llmsql.spark.plan_runner import SparkPlanRunner
 from llmsql.spark.registration import Registration
 from llmsql.spark.requirements import is_connect
@@ -101,8 +101,6 @@ class PlanningSession:
             with _clear_refusals(sqlQuery):
                 return self.spark.sql(sqlQuery, args=args, **kwargs)
         run = _runner(self.spark, args)
-        if is_connect(self.spark):
-            return self._over_connect(sqlQuery, run, tree, name_parameters(args))
         started = time.perf_counter()
         statistics = QueryStatistics(sql=sqlQuery)
         note_query(self.spark, statistics)
@@ -176,7 +174,8 @@ class PlanningSession:
         schema = "call string, row string, error string"
         self.spark.createDataFrame([tuple(row.values()) for row in failed], schema).createTempView(name)
         try:
-            return self.sql(name_errors_table(text, "spark", name), args, **kwargs)
+            found = self.sql(name_errors_table(text, "spark", name), args, **kwargs)
+            return read_once(found) if is_connect(self.spark) else found  # there it would read the view later
         finally:
             self.spark.catalog.dropTempView(name)
 
@@ -203,31 +202,13 @@ class PlanningSession:
             runner.drop_views()
             give_back(runner.frames)
 
-    def _over_connect(
-        self, text: str, run: Callable[[str], DataFrame], tree: exp.Expression, parameters: dict[str, Any]
-    ) -> DataFrame:
-        """The statement with its calls as UDFs that know their options and the names of their fields."""
-        statistics = QueryStatistics(sql=text)
-        statistics.decisions.append("not planned over Spark Connect, the calls run as UDFs: with_llm plans there")
-        note_query(self.spark, statistics)
-        plan = self._plan(tree, run, parameters, stage_calls=False)
-        statistics.plan = plan.explain()
-        return run(spark_sql(plan.final_sql))
-
-    def _plan(
-        self,
-        tree: exp.Expression,
-        run: Callable[[str], DataFrame],
-        parameters: dict[str, Any],
-        *,
-        stage_calls: bool = True,
-    ) -> Plan:
+    def _plan(self, tree: exp.Expression, run: Callable[[str], DataFrame], parameters: dict[str, Any]) -> Plan:
         settings = self._registration.settings
         for select in tree.find_all(exp.Select):
             select.meta[ANY_ORDER] = True  # tables have no order in Spark
         switches = Switches(settings.short_circuit, settings.order_filters, settings.early_stop, settings.infer_types)
         catalog = SparkCatalog(self.spark, run, parameters)
-        return plan_statement(tree.copy(), catalog, stage_calls=settings.plan and stage_calls, switches=switches)
+        return plan_statement(tree.copy(), catalog, stage_calls=settings.plan, switches=switches)
 
     def _unplanned(self, problem: Exception, text: str, args: Parameters, tree: exp.Expression) -> DataFrame:
         """The statement with its calls as UDFs, where Spark can run it so."""
@@ -239,6 +220,7 @@ class PlanningSession:
             if not isinstance(tree, exp.Query):
                 raise problem
             result = self.spark.sql(text, args=args)
+            _ = result.schema  # over Connect nothing was bound before
         except PySparkException:
             raise problem if isinstance(problem, QueryError) else QueryError(reason) from problem
         statistics = last_query(self.spark)
