@@ -71,5 +71,15 @@ def generate_one(model: Any, prompt: np.ndarray, max_tokens: int) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
+def tiny_answer(prompt: np.ndarray, max_tokens: int, family: str = "llama") -> list[int]:
+    """`generate_one` of a `tiny_model`, which runs once for each prompt and length."""
+    return list(_tiny_answer(family, tuple(prompt.tolist()), max_tokens))
+
+
+@cache
+def _tiny_answer(family: str, prompt: tuple[int, ...], max_tokens: int) -> list[int]:
+    return generate_one(tiny_model(family), np.array(prompt), max_tokens)
+
+
 def distinct_prefixes(prompts: list[np.ndarray]) -> int:
     return len({tuple(prompt[: end + 1]) for prompt in prompts for end in range(len(prompt))})

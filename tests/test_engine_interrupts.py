@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from engine_models import generate_one, tiny_model, tree_prompts
+from engine_models import tiny_answer, tiny_model, tree_prompts
 
 from llmsql.gpu_backend import Engine, Request
 from llmsql.gpu_backend.fair_lock import FairLock
@@ -69,7 +69,7 @@ def test_ctrl_c_in_every_part_of_a_step(place: str, monkeypatch: pytest.MonkeyPa
         done += list(other)
         assert len(done) == len(PROMPTS)
         for answer in done:
-            assert list(answer.token_ids) == generate_one(tiny_model(), PROMPTS[answer.id], 9)
+            assert list(answer.token_ids) == tiny_answer(PROMPTS[answer.id], 9)
         engine.check()
         engine.clear_cache()
         assert engine._pool.num_used == 0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_models import generate_one, tiny_model, tree_prompts
+from engine_models import tiny_answer, tiny_model, tree_prompts
 
 from llmsql.gpu_backend import Completion, Engine, Request
 from llmsql.gpu_backend.batch import StepBatch
@@ -26,7 +26,7 @@ ERRORS: dict[str, Callable[[], Exception]] = {
 
 
 def expected(max_tokens: int) -> list[list[int]]:
-    return [generate_one(tiny_model(), prompt, max_tokens) for prompt in PROMPTS]
+    return [tiny_answer(prompt, max_tokens) for prompt in PROMPTS]
 
 
 def run(engine: Engine, max_tokens: int) -> dict[object, Completion]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_models import generate_one, tiny_model, tree_prompts
+from engine_models import generate_one, tiny_answer, tiny_model, tree_prompts
 
 from llmsql.gpu_backend import Completion, Engine, EngineError, Grammar, MemoryBudgetError, Request
 
@@ -89,7 +89,7 @@ def test_a_bad_request_fails_alone(engine: Engine, request_: Request, message: s
     assert bad.error is not None
     assert re.search(message, bad.error)
     for row, answer in done.items():
-        assert list(answer.token_ids) == generate_one(tiny_model(), PROMPTS[row], 4)
+        assert list(answer.token_ids) == tiny_answer(PROMPTS[row], 4)
     assert engine.stats.failed_requests == 1
     assert is_idle(engine)
 
@@ -147,7 +147,7 @@ def test_nan_fails_its_own_request_only() -> None:
         poisoned = [Request("text", [9, 150, 10], max_tokens=4), Request("choice", [9, 150], choices=[[3], [4]])]
         done = answers(engine, [*poisoned, Request("clean", [9, 10, 11], max_tokens=4)])
         assert done["text"].error == done["choice"].error == "the model's logits are NaN for this prompt"
-        assert list(done["clean"].token_ids) == generate_one(tiny_model(), np.array([9, 10, 11]), 4)
+        assert list(done["clean"].token_ids) == tiny_answer(np.array([9, 10, 11]), 4)
         assert is_idle(engine)
 
 
@@ -251,7 +251,7 @@ def test_the_model_object_is_left_as_it_was() -> None:
 
 
 def test_threads_get_their_own_answers(engine: Engine) -> None:
-    expected = [generate_one(tiny_model(), prompt, 5) for prompt in PROMPTS]
+    expected = [tiny_answer(prompt, 5) for prompt in PROMPTS]
     results: dict[int, dict[object, Completion]] = {}
 
     def work(number: int) -> None:

@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 import pytest
-from engine_models import generate_one, tiny_model, tree_prompts
+from engine_models import tiny_answer, tiny_model, tree_prompts
 
 from llmsql.gpu_backend import Engine, EngineStats, Request
 
@@ -48,7 +48,7 @@ def in_threads(*work: Callable[[], None]) -> None:
 def expect(engine: Engine, prompts: list[np.ndarray], max_tokens: int = 4) -> None:
     requests = [Request(row, prompt, max_tokens=max_tokens) for row, prompt in enumerate(prompts)]
     done = {answer.id: list(answer.token_ids) for answer in engine.generate(requests)}
-    assert done == {row: generate_one(tiny_model(), prompt, max_tokens) for row, prompt in enumerate(prompts)}
+    assert done == {row: tiny_answer(prompt, max_tokens) for row, prompt in enumerate(prompts)}
 
 
 def test_callers_with_different_prompts_take_turns(engine: Engine) -> None:
@@ -80,7 +80,7 @@ def test_an_input_that_blocks_stops_nobody_else(engine: Engine) -> None:
 
     def blocked() -> None:
         done = {answer.id: list(answer.token_ids) for answer in engine.generate(slow())}
-        assert done == {row: generate_one(tiny_model(), PROMPTS[row], 4) for row in range(12)}
+        assert done == {row: tiny_answer(PROMPTS[row], 4) for row in range(12)}
 
     def other() -> None:
         try:

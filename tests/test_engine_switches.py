@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from engine_models import generate_one, tiny_model, tree_prompts
+from engine_models import tiny_answer, tiny_model, tree_prompts
 
 from llmsql.gpu_backend import Engine, Request
 
@@ -23,9 +23,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("num_blocks", [28, 60, 1000])
 def test_answers_do_not_depend_on_how_requests_are_scheduled(name: str, num_blocks: int) -> None:
-    expected = {
-        row: generate_one(tiny_model(), prompt, length) for row, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS))
-    }
+    expected = {row: tiny_answer(prompt, length) for row, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS))}
     with Engine(tiny_model()) as probe:
         block_bytes = 4 * probe._runner.kv_bytes_per_token
     budget = num_blocks * block_bytes

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from engine_models import distinct_prefixes, generate_one, tiny_model, tree_prompts
+from engine_models import distinct_prefixes, tiny_answer, tiny_model, tree_prompts
 
 from llmsql.gpu_backend import Engine, EngineStats, Request
 
@@ -23,7 +23,7 @@ def run(engine: Engine, prompts: list[np.ndarray], max_tokens: int = 6) -> tuple
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
 def test_a_second_batch_starts_warm_and_says_the_same(family: str) -> None:
-    expected = [tuple(generate_one(tiny_model(family), prompt, 6)) for prompt in PROMPTS]
+    expected = [tuple(tiny_answer(prompt, 6, family)) for prompt in PROMPTS]
     for prefix_cache in (True, False):
         with Engine(tiny_model(family), prefix_cache=prefix_cache) as engine:
             cold, first = run(engine, PROMPTS)
@@ -102,4 +102,4 @@ def test_a_stream_that_is_cut_leaves_what_was_computed() -> None:
         engine.check()
         assert 0 < sum(node.length for node in engine._scheduler.tree.depth_first()) <= distinct_prefixes(PROMPTS)
         answers, _ = run(engine, PROMPTS)
-        assert answers == [tuple(generate_one(tiny_model(), prompt, 6)) for prompt in PROMPTS]
+        assert answers == [tuple(tiny_answer(prompt, 6)) for prompt in PROMPTS]
