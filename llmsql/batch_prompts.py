@@ -28,11 +28,12 @@ def prepare_prompts(
     tokenizer: PromptTokenizer,
     settings: Settings,
     tick: Callable[[], None] = lambda: None,
+    reorder_cells: Callable[[Cells], Ordering] = reorder,
 ) -> FreePrompts | PlacedPrompts | ListPrompts:
     """The prompts of `call` for every row of `fields`, one batch; iterate for (row, token ids) as the engine sees them.
 
     Each distinct cell is tokenized here, once; whole prompts only while they are iterated. `tick` is called now and
-    again; what it raises ends the work.
+    again; what it raises ends the work. `reorder_cells` orders rows and fields where both are free.
     """
     assert call.prompt is not None
     if call.is_aggregate:
@@ -50,7 +51,8 @@ def prepare_prompts(
     lengths = [np.fromiter((len(ids) for ids in column), np.int64, len(column)) for column in tokens]
     cells = cells.with_lengths(lengths)
     opening = question(call.prompt, call.wanted) + DATA_OPEN
-    ordering = order(cells, call, settings) if ordering is None else ordering
+    if ordering is None:
+        ordering = reorder_cells(cells) if is_free(call, settings) else order(cells, call, settings)
     head, tail = tokenizer.chat_frame(call.system, opening=opening, closing=DATA_CLOSE)
     return FreePrompts(cells, tokens, ordering, opening, tokenizer, call.system, head, tail)
 
@@ -62,6 +64,11 @@ def _tokenized(texts: list[str], tokenizer: PromptTokenizer, tick: Callable[[], 
         tick()
         tokens += tokenizer.encode_cells(texts[start : start + TOKENIZED_AT_A_TIME])
     return tokens
+
+
+def is_free(call: Call, settings: Settings) -> bool:
+    """Whether rows and whole fields may be shown in any order."""
+    return call.reorder and settings.reorder and not call.unordered
 
 
 def order(cells: Cells, call: Call, settings: Settings) -> Ordering:
@@ -114,7 +121,10 @@ class FreePrompts:
         head, tail = len(self.head), len(self.tail)
         hits = prefix_hits(self.cells, self.ordering, partial=False, token_ids=self.tokens)
         total = hits.units_total + rows * (head + tail)
-        return Estimate(rows, total, total - hits.units_hit - hits.units_partial - max(rows - 1, 0) * head)
+        found = hits.units_hit + hits.units_partial
+        if self.ordering.stats.unit == self.cells.unit:  # whole cells in prompts of earlier batches
+            found = min(found + max(self.ordering.stats.hit_units - hits.units_hit, 0), hits.units_total)
+        return Estimate(rows, total, total - found - max(rows - 1, 0) * head)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class ChunkFunctions:
         if self._silent:
             return pa.nulls(fields.num_rows, arrow_type(call))
         name = f"{call.function}({call.prompt or '…'})"
-        statistics = StageStatistics(call=name, place="in place", watchers=[*self._watchers])
+        statistics = StageStatistics(call=name, place="in place", more=True, watchers=[*self._watchers])
         try:
             model = self._models.get(call.model, self._budget)
             return evaluate(call, fields, model, self.settings, statistics, prompts=prompts.cast(pa.string()))

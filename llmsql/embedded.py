@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 
-from llmsql.batch_prompts import FreePrompts, prepare_prompts
+from llmsql.batch_prompts import FreePrompts, is_free, prepare_prompts
 from llmsql.errors import ModelError
 from llmsql.estimate import Estimate
 from llmsql.functions import Call
 from llmsql.list_prompts import ListFrame, item_lines
 from llmsql.model import Answer, Measure
-from llmsql.optimizer import encode
+from llmsql.optimizer import Cells, Ordering, encode, reorder
+from llmsql.prompt_memories import PromptMemories
 from llmsql.settings import Settings
 from llmsql.statistics import StageStatistics
 
@@ -38,6 +40,7 @@ class EmbeddedModel:
         self._engine: Engine | None = None
         self._tokenizer: PromptTokenizer | None = None  # only where the weights were not needed
         self._context: Context | None = None
+        self._memories: PromptMemories | None = None  # of the engine's prefix cache
         self._lock = threading.Lock()
 
     @property
@@ -56,6 +59,7 @@ class EmbeddedModel:
                     self._engine = Engine(self.name, **self._options)
                 except EngineError as problem:
                     raise ModelError(str(problem)) from problem
+                self._memories = PromptMemories(self._engine.memory.num_blocks * self._engine.block_size)
                 seconds = time.perf_counter() - started
                 LOG.info(
                     "engine: %s loaded in %.1f s on %s, %s",
@@ -67,13 +71,25 @@ class EmbeddedModel:
             return self._engine
 
     def answer(self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics) -> Iterator[Answer]:
-        """Order the rows and their fields for prefix reuse, and run them."""
+        """Order the rows and their fields for prefix reuse, after those of earlier batches, and run them."""
+        engine = self.engine
+        with self._reordering(call, fields, settings, statistics) as reorder_cells:
+            yield from self._answer(engine, call, fields, settings, statistics, reorder_cells)
+
+    def _answer(
+        self,
+        engine: Engine,
+        call: Call,
+        fields: pa.Table,
+        settings: Settings,
+        statistics: StageStatistics,
+        reorder_cells: Callable[[Cells], Ordering],
+    ) -> Iterator[Answer]:
         from llmsql.gpu_backend import EngineError
 
-        engine = self.engine
         try:
             started = time.perf_counter()
-            prompts = prepare_prompts(call, fields, engine.tokenizer, settings, statistics.tick)
+            prompts = prepare_prompts(call, fields, engine.tokenizer, settings, statistics.tick, reorder_cells)
             statistics.reorder_seconds += time.perf_counter() - started
             if statistics.predicted_hit_rate is None and isinstance(prompts, FreePrompts):
                 statistics.predicted_hit_rate = prompts.estimate().hit_rate
@@ -101,6 +117,19 @@ class EmbeddedModel:
                 meter.read()
         except EngineError as problem:
             raise ModelError(str(problem)) from problem
+
+    @contextmanager
+    def _reordering(
+        self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics
+    ) -> Iterator[Callable[[Cells], Ordering]]:
+        """What orders a batch while it runs; it goes on with earlier prompts, whose KV the engine keeps."""
+        memories = self._memories
+        cached = self._options.get("prefix_sharing", True) and self._options.get("prefix_cache", True)
+        if memories is None or not (cached and settings.follow_earlier and is_free(call, settings)):
+            yield reorder
+            return
+        with memories.reordering(call, fields.column_names, more=statistics.more) as reorder_cells:
+            yield reorder_cells
 
     def estimate(self, call: Call, fields: pa.Table, settings: Settings) -> Estimate:
         """The tokens that `answer` would run, from the tokenizer alone: the weights are not loaded.
@@ -153,7 +182,7 @@ class EmbeddedModel:
     def close(self) -> None:
         """Free the model and its KV memory. Idempotent."""
         with self._lock:
-            engine, self._engine = self._engine, None
+            engine, self._engine, self._memories = self._engine, None, None
         if engine is not None:
             engine.close()
 

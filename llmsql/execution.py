@@ -136,6 +136,7 @@ class PlanRunner:
         try:
             with self._bars.stage(stage, stage.call_sql, total, statistics) as advance:
                 for start in range(wanted.start, table.size, self._settings.batch_rows):
+                    statistics.more = start + self._settings.batch_rows < table.size
                     self._ask(stage, table, start, statistics, advance)
         finally:
             statistics.watchers.clear()

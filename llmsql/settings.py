@@ -29,7 +29,7 @@ ADDRESSES = ("grpc://", "grpc+tcp://", "grpc+tls://", "grpc+unix://")
 AN_ADDRESS = re.compile(r"grpc\+unix://.+|grpc(\+tcp|\+tls)?://[^/]+:\d+/?")
 SWITCHES = (
     *("plan", "deduplicate", "reorder", "short_circuit", "order_filters", "early_stop", "infer_types"),
-    "cached_first",
+    *("cached_first", "follow_earlier"),
     *ENGINE_SWITCHES,
     "trust_remote_code",
 )
@@ -43,6 +43,7 @@ class Settings:
         plan: stage LLM calls; off leaves each call in place as a UDF that DuckDB runs chunk by chunk.
         deduplicate: ask the model once for equal arguments.
         reorder: order rows and fields for prefix reuse.
+        follow_earlier: order a batch after those whose KV the engine's prefix cache may hold, also other sessions'.
         short_circuit: ask a call inside AND, OR, CASE, COALESCE, ... only where its value can matter.
         order_filters: run the LLM predicates of a WHERE cheapest and most selective first, as measured on the way.
         early_stop: under a LIMIT, ask the rows in growing batches until enough of them pass.
@@ -89,6 +90,7 @@ class Settings:
     plan: bool = True
     deduplicate: bool = True
     reorder: bool = True
+    follow_earlier: bool = True
     short_circuit: bool = True
     order_filters: bool = True
     early_stop: bool = True

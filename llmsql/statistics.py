@@ -54,6 +54,7 @@ class StageStatistics:
     cached: rows whose answers the result cache knew; asked: rows given to the model; prompt_tokens: tokens of their
     prompts; computed_tokens: prompt tokens that really went through the model, the rest were shared prefixes;
     output_tokens: generated tokens; failed, truncated: rows. `watchers` are called by `tick` while the model works.
+    `more` tells the model that it is asked about other rows like these too, in batches of their own.
     """
 
     call: str = ""
@@ -71,6 +72,7 @@ class StageStatistics:
     failed: int = 0
     truncated: int = 0
     failures: list[RowFailure] = field(default_factory=list)
+    more: bool = False
     started: int = 0  # rows whose prompts the model has taken in
     watchers: list[Callable[[], None]] = field(default_factory=list, repr=False, compare=False)
 

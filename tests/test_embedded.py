@@ -52,6 +52,7 @@ def answers(reviews, sql=SQL, **settings):
         {"kernels": "torch"},
         {"cascade": False},
         {"reorder": False},
+        {"follow_earlier": False, "batch_rows": 7},
         {"deduplicate": False},
         {"plan": False},
         {"max_batch_tokens": 64},

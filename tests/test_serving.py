@@ -212,7 +212,7 @@ class TestSameAsEmbedded:
             fields = pa.table({"x": ["a"]})
             assert ask(model, fields, call) == ask(fake, fields, call)
         for sent in (call, make_call("llm_score", "Rate"), make_call("llm_extract", "Who?", "STRUCT(name VARCHAR)")):
-            question = Question("answer", sent, Settings(reorder=False, max_output_tokens=7), "name", 5, b"f")
+            question = Question("answer", sent, Settings(reorder=False, max_output_tokens=7), "name", 5, b"f", True)
             read = Question.from_bytes(question.to_bytes())
             assert read == replace(question, settings=Settings(reorder=False, max_output_tokens=7))
 

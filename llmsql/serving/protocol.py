@@ -29,13 +29,13 @@ except ImportError as problem:
         "sharing an engine needs Arrow Flight, which this pyarrow was built without: pip install pyarrow"
     ) from problem
 
-PROTOCOL = 1
+PROTOCOL = 2
 METHODS = ("answer", "estimate", "measure", "lease")
 ANSWERS = pa.schema(
     [("row", pa.int64()), ("text", pa.string()), ("error", pa.string()), ("truncated", pa.bool_())],
 )
 #: The settings that an answer depends on; all others are the client's or the server's own.
-SETTINGS = ("reorder", "max_output_tokens")
+SETTINGS = ("reorder", "follow_earlier", "max_output_tokens")
 ROWS_PER_MESSAGE = 4096
 BYTES_PER_MESSAGE = 2**20
 LONGEST_TEXT = 2000  # bytes of an error's text: gRPC sends it in a header of at most 8 KiB
@@ -48,6 +48,7 @@ class Question:
 
     name: of the list field that `measure` is about.
     fingerprint: of the model that the client believes to ask, or None.
+    more: as in `StageStatistics`.
     """
 
     method: str
@@ -56,6 +57,7 @@ class Question:
     name: str = ""
     size: int = 0
     fingerprint: bytes | None = None
+    more: bool = False
 
     def to_bytes(self) -> bytes:
         """The command of a Flight descriptor."""
@@ -63,7 +65,7 @@ class Question:
         if self.call is not None:
             parts["call"] = self.call.to_json()
             parts["settings"] = {name: getattr(self.settings, name) for name in SETTINGS}
-            parts.update(name=self.name, size=self.size)
+            parts.update(name=self.name, size=self.size, more=self.more)
         if self.fingerprint is not None:
             parts["fingerprint"] = self.fingerprint.hex()
         return json.dumps(parts, ensure_ascii=False).encode("utf-8", "replace")
@@ -92,7 +94,7 @@ class Question:
             settings = Settings.make({name: parts["settings"][name] for name in SETTINGS})
             call = Call.from_json(parts["call"])
             _check_call(call)
-            return cls(method, call, settings, str(parts["name"]), int(parts["size"]), fingerprint)
+            return cls(method, call, settings, str(parts["name"]), int(parts["size"]), fingerprint, bool(parts["more"]))
         except (ValueError, TypeError, KeyError, AttributeError, LlmsqlError) as problem:
             raise ModelError(f"the request is malformed: {type(problem).__name__}: {problem}") from None
 

@@ -133,7 +133,9 @@ class RemoteModel:
             if len(part) == 1 and size > client.largest_request:
                 yield Answer(int(part[0]), None, f"the row has {size:,} bytes, more than the engine takes in a request")
                 continue
-            question = Question("answer", call, settings, size=size, fingerprint=self._fingerprint)
+            question = Question(
+                "answer", call, settings, size=size, fingerprint=self._fingerprint, more=statistics.more
+            )
             reader = CounterReader(statistics)
             unanswered = np.ones(len(part), bool)
             try:

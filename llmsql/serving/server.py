@@ -187,7 +187,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             if unwanted.is_set():
                 raise _Gone("nobody waits for the answers")
 
-        statistics = StageStatistics(watchers=[watch])
+        statistics = StageStatistics(more=question.more, watchers=[watch])
         ahead = Ahead(self._model.answer(question.call, fields, question.settings, statistics), ANSWERS_AHEAD)
         writer.begin(protocol.ANSWERS)
         told = b""

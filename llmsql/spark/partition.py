@@ -61,7 +61,7 @@ class PartitionFunction:
 
     def _answer(self, columns: list[pa.ChunkedArray], models: ModelSet, report: Report) -> pa.Array:
         def ask(call: Call, fields: pa.Table, prompts: pa.ChunkedArray | None = None) -> pa.Array:
-            statistics = StageStatistics(call=f"{call.function}({call.prompt or '…'})", place=IN_PLACE)
+            statistics = StageStatistics(call=f"{call.function}({call.prompt or '…'})", place=IN_PLACE, more=True)
             model = models.get(call.model, report)
             try:
                 with report.watching(statistics):
