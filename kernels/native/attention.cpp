@@ -46,21 +46,25 @@ template <typename T> struct Tile {
     int count = 0;
 };
 
-// The walk over an item's keys: those at its positions on its path, tile by tile.
-template <typename T> struct Walk {
-    const AttentionCall &call;
-    const int32_t *item;
-    const Pool<T> pool;
-    const int64_t kv_head;
-    int64_t step, position;  // on the path
+// An item of the work list for one KV head, and the walk over its keys: those at its positions on its path, tile by tile.
+template <typename T> struct Task {
+    const int32_t *item = nullptr;  // null behind the last task
+    int64_t kv_head = 0;
+    int64_t step = 0, position = 0;  // on the path
+    Tile<T> tile;                    // the next one; its count is 0 behind the last
 
-    Walk(const AttentionCall &call, const int32_t *item, int64_t kv_head)
-        : call(call), item(item), pool{static_cast<T *>(call.keys), static_cast<T *>(call.values), call.kv_heads,
-                                       call.key_dim, call.value_dim},
-          kv_head(kv_head), step(item[2]), position(item[4]) {}
+    void begin(const AttentionCall &call, int64_t number) {
+        item = number < call.num_items * call.kv_heads ? call.items + number / call.kv_heads * ITEM_WIDTH : nullptr;
+        tile.count = 0;
+        if (!item) return;
+        kv_head = number % call.kv_heads;
+        step = item[2], position = item[4];
+        next(call);
+    }
 
-    // The next tile; its count is 0 behind the last.
-    void next(Tile<T> &tile) {
+    void next(const AttentionCall &call) {
+        const Pool<T> pool{static_cast<T *>(call.keys), static_cast<T *>(call.values), call.kv_heads, call.key_dim,
+                           call.value_dim};
         int64_t vector = -1;
         tile.count = 0;
         for (; step < item[3]; ++step) {
@@ -89,7 +93,7 @@ template <typename T> struct Walk {
             }
         }
         for (int j = tile.count; tile.count && j < COLUMNS; ++j) {  // read, and then left out
-            tile.keys[j] = tile.keys[0];
+            tile.keys[j] = tile.keys[0], tile.values[j] = tile.values[0];
             tile.low[j] = tile.high[j] = 0;
             tile.position[j] = 0;
         }
@@ -137,9 +141,9 @@ Vector soften(const AttentionCall &call, Scratch &s, int64_t lane, const Tile<T>
     return keep;
 }
 
-// The weighted sum of the tile's values, C vectors of them, added to that of R lanes.
+// The weighted sum of the tile's values, C vectors of them, added to that of R lanes; meanwhile those of `ahead` come.
 template <typename T, int R, int C>
-void add_values(const Tile<T> &tile, Vector keep, const float *weights, float *sums, int64_t value_size, int64_t d,
+void add_values(const Tile<T> &tile, const Tile<T> *ahead, Vector keep, const float *weights, float *sums, int64_t value_size, int64_t d,
                 int64_t value_dim) {
     typedef Packed<T> P;
     constexpr int per_word = P::PER_WORD;
@@ -165,14 +169,19 @@ void add_values(const Tile<T> &tile, Vector keep, const float *weights, float *s
             if (low % 2 && low < high) add(low++ / 2, second);
             if (high % 2 && low < high) add(--high / 2, first);
         }
-        for (int word = low / per_word; word < high / per_word; ++word) add(word, whole);
+        const T *coming = ahead ? ahead->values[v] + d * per_word : nullptr;
+        for (int word = low / per_word; word < high / per_word; ++word) {
+            add(word, whole);
+            for (int j = 0; ahead && j < C; ++j)
+                __builtin_prefetch(coming + (word * value_dim + j * WIDTH) * per_word);
+        }
     }
     for (int r = 0; r < R; ++r)
         for (int j = 0; j < C; ++j) store(sums + r * value_size + d + j * WIDTH, total[r][j]);
 }
 
-// R lanes against one tile of keys: scores, softmax, and the weighted sum of the values. The next tile's keys are on
-// their way meanwhile, if `ahead` says where.
+// R lanes against one tile of keys: scores, softmax, and the weighted sum of the values. Meanwhile the keys and values of
+// `ahead` come from memory, line by line, so that it has no pause.
 template <typename T, int R>
 void attend_tile(const AttentionCall &call, Scratch &s, int64_t lane, const Tile<T> &tile, const Tile<T> *ahead,
                  int64_t key_words, int64_t value_size) {
@@ -194,13 +203,9 @@ void attend_tile(const AttentionCall &call, Scratch &s, int64_t lane, const Tile
     float *sums = s.sums.data() + lane * value_size;
     int64_t d = 0;
     for (; d + TILE <= value_size; d += TILE)
-        add_values<T, R, COLUMNS>(tile, keep, s.weights.data(), sums, value_size, d, call.value_dim);
+        add_values<T, R, COLUMNS>(tile, ahead, keep, s.weights.data(), sums, value_size, d, call.value_dim);
     for (; d < value_size; d += WIDTH)
-        add_values<T, R, 1>(tile, keep, s.weights.data(), sums, value_size, d, call.value_dim);
-    if (ahead)
-        for (int v = 0; v < ahead->count; ++v)
-            for (int64_t byte = 0; byte < WIDTH * call.value_dim * int64_t(sizeof(T)); byte += 64)
-                __builtin_prefetch(reinterpret_cast<const char *>(ahead->values[v]) + byte);
+        add_values<T, R, 1>(tile, ahead, keep, s.weights.data(), sums, value_size, d, call.value_dim);
 }
 
 template <typename T, int R>
@@ -218,15 +223,13 @@ template <typename T> void write_row(const float *from, float factor, int64_t di
     for (; d < dim; ++d) round_to(from[d] * factor, to + d);
 }
 
-template <typename T> void run_task(const AttentionCall &call, int64_t number, Scratch &s) {
-    const int32_t *item = call.items + number / call.kv_heads * ITEM_WIDTH;
-    const int64_t kv_head = number % call.kv_heads;
-    Walk<T> walk(call, item, kv_head);
-    Tile<T> tiles[2];
-    walk.next(tiles[0]);
+// `after` is the thread's next task.
+template <typename T> void run_task(const AttentionCall &call, Task<T> &task, const Task<T> &after, Scratch &s) {
+    const int32_t *item = task.item;
+    const int64_t kv_head = task.kv_head;
     constexpr int per_word = Packed<T>::PER_WORD;
     const int64_t group = call.heads / call.kv_heads, lanes = item[1] * group;
-    const int64_t key_words = walk.pool.key_words();
+    const int64_t key_words = (call.key_dim + per_word - 1) / per_word;
     const int64_t value_size = round_up(call.value_dim, WIDTH);
     s.reserve(lanes, key_words, value_size);
     std::fill_n(s.query.begin(), lanes * key_words, 0.0f);
@@ -246,9 +249,10 @@ template <typename T> void run_task(const AttentionCall &call, int64_t number, S
         s.first[lane] = call.window > 0 ? position - call.window + 1 : 0;
         s.last[lane] = position + 1;
     }
-    for (int turn = 0; tiles[turn].count; turn ^= 1) {
-        const Tile<T> &tile = tiles[turn], &ahead = tiles[turn ^ 1];
-        walk.next(tiles[turn ^ 1]);
+    while (task.tile.count) {
+        const Tile<T> tile = task.tile;
+        task.next(call);
+        const Tile<T> &ahead = task.tile.count ? task.tile : after.tile;
         for (int64_t lane = 0; lane < lanes; lane += LANES)
             attend_rest<T, LANES>(call, s, lane, std::min<int64_t>(LANES, lanes - lane), tile,
                                   lane == 0 && ahead.count ? &ahead : nullptr, key_words, value_size);
@@ -290,12 +294,23 @@ template <typename T> void merge(const AttentionCall &call, int64_t merged, std:
 }
 
 template <typename T> void run(const AttentionCall &call) {
-    const int64_t num_tasks = call.num_items * call.kv_heads;
+    int64_t taken = 0;
 #pragma omp parallel num_threads(call.threads)
     {
         static thread_local Scratch scratch;
-#pragma omp for schedule(monotonic : dynamic, 1)
-        for (int64_t number = 0; number < num_tasks; ++number) run_task<T>(call, number, scratch);
+        auto take = [&](Task<T> &task) {
+            int64_t number;
+#pragma omp atomic capture
+            number = taken++;
+            task.begin(call, number);
+        };
+        Task<T> tasks[2];
+        take(tasks[0]);
+        for (int turn = 0; tasks[turn].item; turn ^= 1) {
+            take(tasks[turn ^ 1]);  // known before, so that its first keys can be fetched
+            run_task<T>(call, tasks[turn], tasks[turn ^ 1], scratch);
+        }
+#pragma omp barrier
 #pragma omp for schedule(static)
         for (int64_t merged = 0; merged < call.num_merged; ++merged) merge<T>(call, merged, scratch.merged);
     }
