@@ -46,7 +46,8 @@ template <typename T> struct Tile {
     int count = 0;
 };
 
-// An item of the work list for one KV head, and the walk over its keys: those at its positions on its path, tile by tile.
+// An item of the work list for one KV head, and the walk over its keys: those at its positions on its path, tile by
+// tile.
 template <typename T> struct Task {
     const int32_t *item = nullptr;  // null behind the last task
     int64_t kv_head = 0;
@@ -143,8 +144,8 @@ Vector soften(const AttentionCall &call, Scratch &s, int64_t lane, const Tile<T>
 
 // The weighted sum of the tile's values, C vectors of them, added to that of R lanes; meanwhile those of `ahead` come.
 template <typename T, int R, int C>
-void add_values(const Tile<T> &tile, const Tile<T> *ahead, Vector keep, const float *weights, float *sums, int64_t value_size, int64_t d,
-                int64_t value_dim) {
+void add_values(const Tile<T> &tile, const Tile<T> *ahead, Vector keep, const float *weights, float *sums,
+                int64_t value_size, int64_t d, int64_t value_dim) {
     typedef Packed<T> P;
     constexpr int per_word = P::PER_WORD;
     Vector total[R][C];
@@ -180,8 +181,8 @@ void add_values(const Tile<T> &tile, const Tile<T> *ahead, Vector keep, const fl
         for (int j = 0; j < C; ++j) store(sums + r * value_size + d + j * WIDTH, total[r][j]);
 }
 
-// R lanes against one tile of keys: scores, softmax, and the weighted sum of the values. Meanwhile the keys and values of
-// `ahead` come from memory, line by line, so that it has no pause.
+// R lanes against one tile of keys: scores, softmax, and the weighted sum of the values. Meanwhile the keys and values
+// of `ahead` come from memory, line by line, so that it has no pause.
 template <typename T, int R>
 void attend_tile(const AttentionCall &call, Scratch &s, int64_t lane, const Tile<T> &tile, const Tile<T> *ahead,
                  int64_t key_words, int64_t value_size) {

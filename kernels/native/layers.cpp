@@ -1,5 +1,5 @@
-// Decoder layers one after the other by the kernels of this folder: one call for all of them, since Python takes a tenth
-// of a millisecond for the calls of one.
+// Decoder layers one after the other by the kernels of this folder: one call for all of them, since Python takes a
+// tenth of a millisecond for the calls of one.
 
 #include "calls.h"
 

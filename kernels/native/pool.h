@@ -1,7 +1,7 @@
-// The KV pool of a layer, laid out as attention reads it: in chunks of CHUNK slots. For each chunk and KV head the keys are
-// transposed, [words of a key, CHUNK], so that a vector holds the same numbers of WIDTH keys; values are
-// [words of CHUNK slots, value_dim], so that with two numbers to a word a word holds those of two slots. One more chunk of
-// values than there are slots lets a vector be read that begins within the last.
+// The KV pool of a layer, laid out as attention reads it: in chunks of CHUNK slots. For each chunk and KV head the keys
+// are transposed, [words of a key, CHUNK], so that a vector holds the same numbers of WIDTH keys; values are
+// [words of CHUNK slots, value_dim], so that with two numbers to a word a word holds those of two slots. One more chunk
+// of values than there are slots lets a vector be read that begins within the last.
 #pragma once
 
 #include "packed.h"
