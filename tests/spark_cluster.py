@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class SparkCluster:
-    """Running from the moment it is made until `stop`.
+    """Running from the moment it is made until `stop`. Each worker has a loopback address of its own: a host to Spark.
 
     Args:
         folder: where its files go, logs included.
@@ -55,14 +56,12 @@ class SparkCluster:
         self.cores = workers * cores
         (folder / "conf").mkdir()
         try:
-            master = ["master.Master", "--host", "127.0.0.1", "--port", "0", "--webui-port", "0"]
-            self._start("master", master, {})
+            self._start("master", "127.0.0.1", ["master.Master"], {})
             self.url = self._said("master", r"Starting Spark master at (spark://\S+)")
             for number in range(workers):
-                place = ["--host", "127.0.0.1", "--port", "0", "--webui-port", "0"]
                 size = ["--cores", str(cores), "--memory", "2g", "--work-dir", str(folder / f"work{number}")]
-                command = ["worker.Worker", *place, *size, self.url]
-                self._start(f"worker{number}", command, environments.get(number, {}))
+                command = ["worker.Worker", *size, self.url]
+                self._start(f"worker{number}", f"127.0.0.{number + 2}", command, environments.get(number, {}))
             for number in range(workers):
                 self._said(f"worker{number}", r"Successfully registered with master (\S+)")
         except BaseException:
@@ -117,7 +116,7 @@ class SparkCluster:
         """What a process has said: 'master', 'worker0', …"""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def _start(self, name: str, host: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         local = self.folder / f"local_{name}"
         local.mkdir()
         variables = {
@@ -128,8 +127,8 @@ class SparkCluster:
             "OMP_NUM_THREADS": "1",
             "SPARK_HOME": spark_home(),
             "SPARK_CONF_DIR": str(self.folder / "conf"),
-            "SPARK_LOCAL_IP": "127.0.0.1",
-            "SPARK_LOCAL_HOSTNAME": "127.0.0.1",
+            "SPARK_LOCAL_IP": host,
+            "SPARK_LOCAL_HOSTNAME": host,
             "SPARK_LOCAL_DIRS": str(local),
             "SPARK_DAEMON_MEMORY": "256m",
             "SPARK_DAEMON_JAVA_OPTS": f"{JAVA_OPTIONS} -Dspark.worker.timeout={PATIENCE}",
@@ -137,9 +136,11 @@ class SparkCluster:
             **environment,
         }
         variables.pop("PYSPARK_PYTHON", None)
+        name_of_class, *arguments = command
+        place = ["--host", host, "--port", "0", "--webui-port", "0"]
         with (self.folder / f"{name}.log").open("wb") as log:
             subprocess.Popen(
-                [f"{spark_home()}/bin/spark-class", *(f"org.apache.spark.deploy.{command[0]}", *command[1:])],
+                [f"{spark_home()}/bin/spark-class", f"org.apache.spark.deploy.{name_of_class}", *place, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -162,13 +163,13 @@ def as_nodes(folder: Path, number: int) -> dict[int, dict[str, str]]:
 
 
 @contextmanager
-def cluster_of_two(folder: Path) -> Iterator[SparkCluster]:
-    """Two workers with two slots each that do not see each other's files; skips the tests without Java."""
+def cluster_of_two(folder: Path, cores: int = 2) -> Iterator[SparkCluster]:
+    """Two workers of so many slots that do not see each other's files; skips the tests without Java."""
     try:
         check_java()
     except LlmsqlError as problem:
         pytest.skip(str(problem))
-    running = SparkCluster(folder, environments=as_nodes(folder, 2))
+    running = SparkCluster(folder, cores=cores, environments=as_nodes(folder, 2))
     try:
         yield running
     finally:
@@ -243,6 +244,7 @@ def session(url: str, folder: Path, settings: Mapping[str, Any]) -> SparkSession
         "spark.driver.memory": "512m",
         "spark.driver.extraJavaOptions": JAVA_OPTIONS,
         "spark.network.timeout": f"{PATIENCE}s",
+        "spark.python.authenticate.socketTimeout": f"{PATIENCE}s",
         "spark.executor.memory": "640m",
         "spark.executor.extraJavaOptions": JAVA_OPTIONS,
         "spark.sql.codegen.wholeStage": "false",
@@ -257,6 +259,16 @@ def session(url: str, folder: Path, settings: Mapping[str, Any]) -> SparkSession
     found = builder.getOrCreate()
     found.sparkContext.setLogLevel("OFF")
     return found
+
+
+def kept_answers(cache: Path) -> int:
+    """How many answers a result cache has."""
+    if not cache.exists():
+        return 0
+    with closing(sqlite3.connect(f"file:{cache}?mode=ro", uri=True)) as con:
+        if not con.execute("SELECT 1 FROM sqlite_master WHERE name = 'answers'").fetchone():
+            return 0
+        return int(con.execute("SELECT count(*) FROM answers").fetchone()[0])
 
 
 def marked(mark: str) -> dict[int, str]:

@@ -10,8 +10,10 @@ from pathlib import Path
 from serving_engine import node_engine
 
 import llmsql.serving.remote_model
+from llmsql.model import Answer
 
 HALT = "halt"  # a text that halts who is asked about it, until the test lets it go on
+HUGE = "huge"  # a text whose answer has 500 MB
 
 _engines: dict[str, llmsql.serving.remote_model.RemoteModel] = {}
 
@@ -35,7 +37,26 @@ class Noting:
             time.sleep(0.02)
         if options["function"] == "llm_filter":
             return "Yes" if len(text) % 2 else "No"
-        return text.upper()
+        return text.upper() * (125_000_000 if text == HUGE else 1)
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Repeats its field; the first `times` that it is asked in all it needs 4 GB."""
+
+    notes: str
+    times: int
+
+    def answer(self, call, fields, settings, statistics):
+        with open(self.notes, "a") as notes:
+            notes.write("0 asked\n")
+        if len(Path(self.notes).read_text().splitlines()) <= self.times:
+            bytearray(2**32)
+        for row, values in enumerate(fields.to_pylist()):
+            yield Answer(row, str(*values.values()))
+
+    def close(self):
+        pass
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
+import os
+import signal
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from llmsql.testing import FakeModel
 
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
 
-from spark_cluster import Notes, Running, cluster_of_two, kill
+from spark_cluster import Notes, Running, cluster_of_two, kept_answers, kill
 from spark_cluster_models import HALT, Noting, OnNode
 
 import llmsql.spark
+from llmsql.demo.reviews import reviews_table
 
 pytestmark = [
     pytest.mark.spark,
@@ -45,14 +47,6 @@ def spark(cluster):
 @pytest.fixture
 def notes(tmp_path):
     return Notes(tmp_path / "notes")
-
-
-def kept_answers(cache: Path) -> int:
-    """How many answers a result cache has."""
-    if not cache.exists():
-        return 0
-    with contextlib.closing(sqlite3.connect(f"file:{cache}?mode=ro", uri=True)) as con:
-        return con.execute("SELECT count(*) FROM answers").fetchone()[0]
 
 
 class TestPlanned:
@@ -85,14 +79,34 @@ class TestKilled:
     SQL = f"SELECT id, llm('Say', concat(if(id = 40, '{HALT}', 'x'), id)) AS loud FROM range({ROWS})"
     WANTED = tuple((number, f"HALT{number}" if number == 40 else f"X{number}") for number in range(ROWS))
 
-    def test_a_python_worker(self, cluster, spark, notes):
-        model = FakeModel(Noting(str(notes.path)), fingerprint=b"noting")
-        planned = llmsql.spark.register(spark, model=model, cache=str(notes.path.with_suffix(".sqlite")))
-        query = Running(lambda: tuple(sorted(map(tuple, planned.sql(self.SQL).collect()))))
+    def kill_the_halted(self, cluster, query, notes):
         (victim,) = query.until(lambda: notes.who("halt40"), "the row was not asked")
         assert victim in cluster.python_workers()
         kill(victim)
         notes.go()
+
+    def test_a_python_worker(self, cluster, spark, notes):
+        """Without a result cache, and with more rows than a task holds at a time: it loses that batch, and no more."""
+        model = FakeModel(Noting(str(notes.path)), fingerprint=b"noting")
+        planned = llmsql.spark.register(spark, model=model, cache=False, batch_rows=6)
+        query = Running(lambda: tuple(sorted(map(tuple, planned.sql(self.SQL).collect()))))
+        self.kill_the_halted(cluster, query, notes)
+        assert query.result() == self.WANTED
+        asked = notes.asked()
+        assert set(asked) == {text.lower() for _, text in self.WANTED}
+        assert asked["halt40"] == max(asked.values()) == 2
+        assert asked.total() - self.ROWS <= 6, "a batch"
+        (stage,) = planned.last_query.stages
+        assert (stage.rows, stage.distinct, stage.asked) == (self.ROWS,) * 3
+
+    @pytest.mark.parametrize("in_place", [False, True])
+    def test_a_python_worker_with_a_result_cache(self, cluster, spark, notes, in_place):
+        """One that all machines see: only what was on its way is asked again, also where nothing is planned."""
+        model = FakeModel(Noting(str(notes.path)), fingerprint=b"noting")
+        planned = llmsql.spark.register(spark, model=model, cache=str(notes.path.with_suffix(".sqlite")))
+        run = spark.sql if in_place else planned.sql
+        query = Running(lambda: tuple(sorted(map(tuple, run(self.SQL).collect()))))
+        self.kill_the_halted(cluster, query, notes)
         assert query.result() == self.WANTED
         asked = notes.asked()
         assert set(asked) == {text.lower() for _, text in self.WANTED}
@@ -115,3 +129,29 @@ class TestKilled:
         assert set(asked) == {str(x) for x in range(self.ROWS)}
         assert victim not in notes.who("10"), "another process was started"
         assert asked.total() - self.ROWS <= 5, "only what was on its way is asked again"
+
+    def test_an_engine_process_with_a_real_model(self, cluster, spark, tmp_path):
+        """Of the rows that it was at work on, only these run twice."""
+        rows, batch = 480, 8
+        reviews = reviews_table(rows).select(["review_id", "product_title", "review"])
+        sql = "SELECT review_id, llm('What is it about?', product_title, review, max_tokens => 24) AS said FROM reviews"
+        with closing(llmsql.connect(model="demo", cache=False)) as con:
+            con.register("reviews", reviews)
+            wanted = sorted(con.sql(sql).fetchall())
+        spark.createDataFrame(reviews.to_pylist()).createOrReplaceTempView("reviews")
+        cache = tmp_path / "answers.sqlite"
+        planned = llmsql.spark.register(spark, model="demo", cache=str(cache), batch_rows=batch)
+        query = Running(lambda: sorted(map(tuple, planned.sql(sql).collect())))
+        query.until(lambda: kept_answers(cache) >= rows // 8, "nothing is answered")
+        victim, *_ = cluster.engines()
+        os.kill(victim, signal.SIGSTOP)  # it is in the middle, however fast it is
+        kept = kept_answers(cache)
+        kill(victim)
+        assert query.result() == wanted
+        assert rows // 8 <= kept < rows
+        (stage,) = planned.last_query.stages
+        print(f"killed with {kept} answers kept; {stage.distinct} tuples, {stage.started} prompts taken in")
+        assert (stage.rows, stage.asked, stage.failed) == (rows, stage.distinct, 0)
+        assert stage.started - stage.distinct <= 2 * batch, "a batch of each task that asked it"
+        assert victim not in cluster.engines()
+        assert cluster.engines(), "another was started"

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from llmsql.testing import FakeModel
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
 
 from pyspark.sql import functions as F
-from spark_cluster import MARK, Notes, Running, cluster_of_two, eventually, kill, parent
-from spark_cluster_models import HALT, Noting
+from spark_cluster import MARK, Notes, Running, cluster_of_two, eventually, kept_answers, kill, parent
+from spark_cluster_models import HALT, HUGE, Greedy, Noting
 
 import llmsql.spark
+from llmsql import ModelError
 from llmsql.spark import llm, with_llm
 
 pytestmark = [
@@ -48,7 +48,9 @@ def notes(tmp_path):
 
 
 def noting(spark, notes, **settings):
-    return llmsql.spark.register(spark, model=FakeModel(Noting(str(notes.path)), fingerprint=b"noting"), **settings)
+    """A planned session whose model notes what it is asked; no test finds the answers of another."""
+    fingerprint = str(notes.path).encode()
+    return llmsql.spark.register(spark, model=FakeModel(Noting(str(notes.path)), fingerprint=fingerprint), **settings)
 
 
 def found(frame):
@@ -56,39 +58,100 @@ def found(frame):
 
 
 class TestExecutors:
-    def test_killed_in_the_middle(self, cluster, notes):
-        """Also on two machines whose result caches are their own: at most a batch of each killed task runs again."""
-        with cluster.application() as spark:
-            planned = noting(spark, notes, cache=True)
-            query = Running(lambda: found(planned.sql(HALTING)))
-            (victim,) = query.until(lambda: notes.who("halt40"), "the row was not asked")
-            executor = parent(parent(victim))
-            assert "CoarseGrainedExecutorBackend" in cluster.processes()[executor]
-            workers = [pid for pid in cluster.python_workers() if parent(parent(pid)) == executor]
-            kill(executor)
-            eventually(lambda: not set(workers) & set(cluster.processes()), "Python workers outlive their executor")
-            notes.go()
-            assert query.result() == LOUD
-            asked = notes.asked()
-            assert set(asked) == {text.lower() for _, text in LOUD}
-            assert max(asked.values()) <= 2
-            assert asked.total() - ROWS <= 2 * ROWS // 4, "a batch of the two tasks that were killed"
+    """One that is killed, or runs out of memory."""
 
-    def test_killed_after_the_model_has_run(self, cluster, notes):
-        with cluster.application() as spark:
-            planned = noting(spark, notes, cache=str(notes.path.with_suffix(".sqlite")))
-            # Rows that are drawn: computed again they would be others, for which there are no answers.
-            drawn = "SELECT concat('x', cast(rand() * 1e9 AS BIGINT)) AS text FROM range(0, 200, 1, 4)"
-            frame = planned.sql(f"SELECT text, llm('Say', text) AS loud FROM ({drawn} DISTRIBUTE BY rand() LIMIT 50)")
-            (executor, *_) = cluster.processes("CoarseGrainedExecutorBackend")
-            kill(executor)
-            try:
-                rows = Running(lambda: found(frame)).result()
-            except Exception as problem:
-                assert "checkpoint" in str(problem).lower(), problem  # noqa: PT017
-            else:
-                assert len(rows) == 50
-                assert [row for row in rows if row[1] != row[0].upper()] == []
+    @pytest.fixture(scope="class")
+    def application(self, cluster):
+        with cluster.application({"spark.task.maxFailures": 2}) as session:
+            yield session
+
+    @pytest.fixture
+    def spark(self, application):
+        """With both executors, also when a test before has killed one."""
+        known = application.sparkContext._jsc.sc().getExecutorMemoryStatus
+        eventually(lambda: known().size() == 3, "no driver with two executors", known)
+        return application
+
+    def halted(self, cluster, query, notes):
+        """The executor of the task that halts, and its Python workers."""
+        (victim,) = query.until(lambda: notes.who("halt40"), "the row was not asked")
+        executor = parent(parent(victim))
+        assert "CoarseGrainedExecutorBackend" in cluster.processes()[executor]
+        return executor, {pid for pid in cluster.python_workers() if parent(parent(pid)) == executor}
+
+    def answered(self, query, notes):
+        """Rows that ran twice, when all are right."""
+        assert query.result() == LOUD
+        asked = notes.asked()
+        assert set(asked) == {text.lower() for _, text in LOUD}
+        assert max(asked.values()) <= 2
+        return asked.total() - ROWS
+
+    def test_killed_in_the_middle(self, cluster, spark, notes):
+        """On two machines whose result caches are their own: at most a batch of each killed task runs again."""
+        planned = noting(spark, notes, cache=True)
+        query = Running(lambda: found(planned.sql(HALTING)))
+        executor, workers = self.halted(cluster, query, notes)
+        kill(executor)
+        eventually(lambda: not workers & set(cluster.processes()), "Python workers outlive their executor")
+        notes.go()
+        assert self.answered(query, notes) <= 2 * ROWS // 4, "a batch of each of its two tasks"
+
+    def test_killed_after_the_model_has_run(self, cluster, spark, notes):
+        planned = noting(spark, notes, cache=False)
+        # Rows that are drawn: computed again they would be others, for which there are no answers.
+        drawn = "SELECT concat('x', cast(rand() * 1e9 AS BIGINT)) AS text FROM range(0, 200, 1, 4)"
+        frame = planned.sql(f"SELECT text, llm('Say', text) AS loud FROM ({drawn} DISTRIBUTE BY rand() LIMIT 50)")
+        asked = notes.asked()
+        kill(min(cluster.processes("CoarseGrainedExecutorBackend")))
+        rows = Running(lambda: found(frame)).result()
+        assert Counter(text for text, _ in rows) == asked
+        assert [row for row in rows if row[1] != row[0].upper()] == []
+        assert notes.asked() == asked, "another executor has the answers, too"
+
+    def test_out_of_memory_in_the_middle(self, cluster, spark, notes, tmp_path):
+        planned = noting(spark, notes, cache=True)
+        query = Running(lambda: found(planned.sql(HALTING)))
+        executor, workers = self.halted(cluster, query, notes)
+        # On each slot that is left a task of another query, of which one needs a text of 2 GB.
+        size = F.udf(greed(executor, tmp_path / "once"), "int")
+        sizes = spark.range(0, 3, 1, 3).select(size("id").alias("size"))
+        greedy = Running(lambda: sizes.selectExpr("length(repeat('x', size)) AS size").collect())
+        eventually(lambda: executor not in cluster.processes(), "the executor has memory enough")
+        eventually(lambda: not workers & set(cluster.processes()), "Python workers outlive their executor")
+        notes.go()
+        assert self.answered(query, notes) <= ROWS // 4, "a batch of the task that was killed"
+        assert [row.size for row in greedy.result()] == [1, 1, 1]
+
+    def test_out_of_memory_at_each_attempt(self, spark, notes):
+        planned = noting(spark, notes, cache=str(notes.path.with_suffix(".sqlite")))
+        with pytest.raises(ModelError, match=r"memory.*: raise spark\.executor\.memory"):
+            planned.sql(f"SELECT llm('Say', if(id = 40, '{HUGE}', concat('x', id))) AS said FROM range({ROWS})")
+        asked = notes.asked()
+        assert found(planned.sql("SELECT llm('Say', concat('x', id)) AS said FROM range(3)"))[0] == ("X0",)
+        assert notes.asked() == asked, "finished rows are kept"
+
+
+def greed(executor, once):
+    """How long a text is to be: too long for an executor, once."""
+
+    def size(number):
+        if parent(parent(os.getpid())) != executor or once.exists():
+            return 1
+        once.touch()
+        return 2_000_000_000
+
+    return size
+
+
+def test_a_python_worker_out_of_memory(cluster, notes):
+    with cluster.application({"spark.executor.pyspark.memory": "2g"}) as spark:  # for each of two 1 GB
+        planned = llmsql.spark.register(spark, model=Greedy(str(notes.path), times=1))
+        sql = "SELECT id, llm('Say', id) AS said FROM range(20)"
+        assert found(planned.sql(sql)) == tuple((number, str(number)) for number in range(20))
+        planned = llmsql.spark.register(spark, model=Greedy(str(notes.path), times=99))
+        with pytest.raises(ModelError, match=r"MemoryError: .*lower batch_rows"):
+            planned.sql(sql)
 
 
 class TestDriver:
@@ -98,23 +161,23 @@ class TestDriver:
         from spark_cluster import session
         import llmsql.spark
 
-        url, folder, notes = sys.argv[1:]
+        url, folder, cache, ready = sys.argv[1:]
         spark = session(url, Path(folder), {})
-        llm = llmsql.spark.register(spark, model="demo", cache=False)
+        llm = llmsql.spark.register(spark, model="demo", cache=cache)
         llm.sql("SELECT id, llm('Say', id, max_tokens => 3) AS said FROM range(8)").collect()
-        Path(notes).touch()
-        llm.sql("SELECT id, llm('Tell a long story', id, max_tokens => 400) AS said FROM range(20000)").collect()
+        Path(ready).touch()
+        llm.sql("SELECT id, llm('Tell a story', id, max_tokens => 60) AS said FROM range(4000)").collect()
     """
 
     @pytest.mark.parametrize("process", ["Python", "the JVM"])
     def test_killed_in_the_middle(self, cluster, tmp_path, process):
-        ready = tmp_path / "ready"
+        ready, cache = tmp_path / "ready", tmp_path / "answers.sqlite"
         environment = {**os.environ, MARK: cluster.mark, "PYTHONPATH": os.pathsep.join(sys.path)}
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
         log = tmp_path / "log"
         with log.open("wb") as output:
             driver = subprocess.Popen(
-                [sys.executable, "-c", textwrap.dedent(self.SCRIPT), cluster.url, str(tmp_path), str(ready)],
+                [sys.executable, "-c", textwrap.dedent(self.SCRIPT), cluster.url, tmp_path, cache, ready],
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -122,8 +185,8 @@ class TestDriver:
         eventually(
             lambda: ready.exists() or driver.poll() is not None, "the driver does not start", log.read_text, seconds=240
         )
+        eventually(lambda: kept_answers(cache) > 20 or driver.poll() is not None, "nothing is answered", log.read_text)
         assert driver.poll() is None, log.read_text()
-        time.sleep(3)
         assert cluster.engines()
         assert cluster.python_workers()
         if process == "Python":
@@ -133,7 +196,8 @@ class TestDriver:
             kill(jvm)
             eventually(lambda: driver.poll() is not None, "the driver hangs without its JVM")
         driver.wait()
-        cluster.ended(GONE)
+        cluster.ended()
+        assert 20 < kept_answers(cache) < 4000, "the next run finds what was answered"
 
 
 class TestOneEngine:
@@ -162,30 +226,32 @@ def proportional(pid):
 
 
 class TestPartitions:
+    @pytest.fixture(scope="class")
+    def spark(self, cluster):
+        with cluster.application() as session:
+            yield session
+
     @pytest.mark.parametrize("adaptive", [True, False])
-    def test_of_no_rows_and_one_of_all_rows(self, cluster, notes, adaptive):
-        with cluster.application({"spark.sql.adaptive.enabled": adaptive}) as spark:
-            planned = noting(spark, notes)
-            frame = spark.range(0, 80, 1, 4).filter("id < 20").selectExpr("id", "concat('x', id % 10) AS text")
-            wanted = tuple((number, f"X{number % 10}") for number in range(20))
-            assert found(frame.select("id", llm("Say", "text"))) == wanted
-            assert notes.asked() == Counter({f"x{number}": 1 for number in range(10)})
-            frame.createOrReplaceTempView("uneven")
-            assert found(planned.sql("SELECT id, llm('Shout', text) FROM uneven")) == wanted
-            assert notes.asked() == Counter({f"x{number}": 2 for number in range(10)})
-            one = frame.withColumn("text", F.lit("same"))
-            assert found(with_llm(one, "said", llm("Say", "text")).select("id", "said"))[-1] == (19, "SAME")
-            assert notes.asked()["same"] == 1
-            assert found(planned.sql("SELECT id, llm('Say', text) FROM uneven WHERE id > 99")) == ()
-            sql = (
-                "WITH a AS (SELECT id, llm('Sum', id) AS s FROM uneven) SELECT * FROM a JOIN a b USING (id) ORDER BY id"
-            )
-            assert len(found(planned.sql(sql))) == 20
-            assert planned.last_query.model_calls == 20
+    def test_of_no_rows_and_one_of_all_rows(self, spark, notes, adaptive):
+        spark.conf.set("spark.sql.adaptive.enabled", adaptive)
+        planned = noting(spark, notes)
+        frame = spark.range(0, 80, 1, 4).filter("id < 20").selectExpr("id", "concat('x', id % 10) AS text")
+        wanted = tuple((number, f"X{number % 10}") for number in range(20))
+        assert found(frame.select("id", llm("Say", "text"))) == wanted
+        assert notes.asked() == Counter({f"x{number}": 1 for number in range(10)})
+        frame.createOrReplaceTempView("uneven")
+        assert found(planned.sql("SELECT id, llm('Shout', text) FROM uneven")) == wanted
+        assert notes.asked() == Counter({f"x{number}": 2 for number in range(10)})
+        one = frame.withColumn("text", F.lit("same"))
+        assert found(with_llm(one, "said", llm("Say", "text")).select("id", "said"))[-1] == (19, "SAME")
+        assert notes.asked()["same"] == 1
+        assert found(planned.sql("SELECT id, llm('Say', text) FROM uneven WHERE id > 99")) == ()
+        sql = "WITH a AS (SELECT id, llm('Sum', id) AS s FROM uneven) SELECT * FROM a JOIN a b USING (id) ORDER BY id"
+        assert len(found(planned.sql(sql))) == 20
+        assert planned.last_query.model_calls == 20
 
 
 class TestScheduling:
-    @pytest.mark.skip(reason="Spark runs no second copy of a task on the same host, and both workers have one address")
     def test_speculation_runs_a_slow_task_twice(self, cluster, notes):
         settings = {
             "spark.speculation": True,
@@ -195,13 +261,16 @@ class TestScheduling:
             "spark.speculation.task.duration.threshold": "2s",  # also where all rows are in one task
         }
         with cluster.application(settings) as spark:
-            planned = noting(spark, notes, cache=str(notes.path.with_suffix(".sqlite")))
+            planned = noting(spark, notes, cache=str(notes.path.with_suffix(".sqlite")), max_rows=ROWS)
             query = Running(lambda: found(planned.sql(HALTING)))  # the first that is asked never ends by itself
             assert query.result() == LOUD
+            assert len(set(notes.who("halt40"))) == 2, "in two processes"
             asked = notes.asked()
             assert asked.pop("halt40") == 2
             assert len(asked) == ROWS - 1
             assert max(asked.values()) == 1, "finished rows are found in the result cache"
+            (stage,) = planned.last_query.stages
+            assert (stage.rows, stage.distinct, stage.asked + stage.cached) == (ROWS, ROWS, ROWS)
 
     def test_executors_come_and_go(self, cluster, notes):
         settings = {

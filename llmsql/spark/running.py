@@ -270,7 +270,7 @@ def _reason(text: str) -> str:
     found = PYTHON_ERROR.findall(text)
     if found:
         return str(found[-1])
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("at ")]
+    lines = [line.strip(" \t:") for line in text.splitlines() if line.strip() and not line.strip().startswith("at ")]
     telling = [line for line in lines if JVM_ERROR.search(line) or "Job aborted" in line or "failure" in line]
     return (telling or lines or ["it says nothing"])[0][:500]
 

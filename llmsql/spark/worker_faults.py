@@ -9,6 +9,18 @@ from pyspark import SparkContext
 LOST_TASK = re.compile(r"Lost task \S+ in stage \S+ \(TID \d+\) \((\S+) executor (\w+)\)")
 MISSING_MODULE = re.compile(r"No module named '([\w.]+)'")
 OTHER_VERSION = "PYTHON_VERSION_MISMATCH"
+MEMORY = (  # what a text says of memory, and what to do
+    (r"\bcode 52\b|\bOutOfMemory", "an executor's JVM has too little memory: raise spark.executor.memory"),
+    (
+        r"\b(?:Arrow)?MemoryError\b",
+        "a Python worker has too little memory: lower batch_rows, or raise spark.executor.pyspark.memory",
+    ),
+    (
+        r"\bcode 137\b|\bRemote RPC client disassociated|\bPython worker exited unexpectedly",
+        "a process ended: if it was for memory, raise spark.executor.memory or spark.executor.memoryOverhead, or lower "
+        "batch_rows",
+    ),
+)
 
 
 def place_and_advice(text: str) -> str:
@@ -27,4 +39,7 @@ def place_and_advice(text: str) -> str:
         return f"{place}: install {package} for {python} on every machine, or name another with PYSPARK_PYTHON"
     if OTHER_VERSION in text:
         return f"{place}: {python} must have the driver's minor version on every machine; PYSPARK_PYTHON names it"
+    for pattern, advice in MEMORY:
+        if re.search(pattern, text):
+            return f"{place}: {advice}"
     return place
