@@ -1,120 +1,28 @@
-"""Planned = plain: every statement of `fixtures/planner` answers as DuckDB itself does with the functions as UDFs.
-
-A fixture is a statement with comments before it: its name; `calls`, a query that counts the argument tuples which the
-model may be asked about; `at most`, the same where how many it is depends on what was measured on the way; `ordered`
-when the order of the rows is part of the answer; `in place` when the planner leaves a call to DuckDB; `only: session`
-when DuckDB itself cannot bind the statement (then the plain side is the session with planning off). For a statement
-that writes, `first` is run before it, and `then` is a query of what it left.
-"""
+"""Planned = plain: every statement of `fixtures/planner` answers as DuckDB itself does with the functions as UDFs."""
 
 from __future__ import annotations
 
-import re
-import zlib
-from dataclasses import dataclass
-from pathlib import Path
-
-import duckdb
 import pytest
+from planner_fixtures import FIXTURES, filled_connection, filled_session, rows_of
 from scratch_relations import scratch_relations
 
-import llmsql
-from llmsql.testing import FakeModel
-
-FOLDER = Path(__file__).parent / "fixtures" / "planner"
-
-
-@dataclass(frozen=True)
-class Fixture:
-    name: str
-    sql: str
-    calls: str | None
-    at_most: str | None
-    ordered: bool
-    in_place: bool
-    session_only: bool
-    first: str | None
-    then: str | None
-
-
-def read_fixtures() -> list[Fixture]:
-    found = []
-    for path in sorted(FOLDER.glob("*.sql")):
-        if path.name == "setup.sql":
-            continue
-        for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8").strip()):
-            notes = dict(re.findall(r"^-- ([\w ]+?)(?:: (.*))?$", block, re.MULTILINE))
-            sql = "\n".join(line for line in block.splitlines() if not line.startswith("--")).rstrip(";")
-            found.append(
-                Fixture(
-                    name=f"{path.stem}: {notes['name']}",
-                    sql=sql,
-                    calls=notes.get("calls"),
-                    at_most=notes.get("at most"),
-                    ordered="ordered" in notes,
-                    in_place="in place" in notes,
-                    session_only=notes.get("only") == "session",
-                    first=notes.get("first"),
-                    then=notes.get("then"),
-                )
-            )
-    return found
-
-
-FIXTURES = read_fixtures()
-
-
-def answer(prompt: str, fields: dict[str, object], options: dict[str, object]) -> str:
-    """A pure function of the values, whatever their names and order."""
-    code = zlib.crc32(repr((prompt, sorted(map(str, fields.values())))).encode())
-    if options["function"] == "llm_filter":
-        return "Yes" if code % 3 else "No"
-    if "choices" in options:
-        return options["choices"][code % len(options["choices"])]  # type: ignore[index]
-    return f"{prompt[:9]} {code % 1000}"
-
-
-def rows_of(connection, fixture: Fixture) -> tuple[list[str], list[str], list[tuple], list[tuple]]:
-    """Names and types of the columns, the rows, and what the statement left."""
-    if fixture.first is None:
-        relation = connection.sql(fixture.sql)
-        names, types, rows = relation.columns, [str(kind) for kind in relation.types], relation.fetchall()
-    else:
-        connection.execute(fixture.first)
-        connection.execute(fixture.sql)
-        rows = connection.fetchall()
-        shown = connection.description if rows or "RETURNING" in fixture.sql else []
-        names, types = ([str(column[place]) for column in shown] for place in (0, 1))
-    left = [] if fixture.then is None else sorted(connection.execute(fixture.then).fetchall(), key=repr)
-    return names, types, rows if fixture.ordered else sorted(rows, key=repr), left
-
 
 @pytest.fixture(scope="module")
-def setup_sql() -> str:
-    return (FOLDER / "setup.sql").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def planned(setup_sql):
-    with llmsql.connect(model=FakeModel(answer), infer_types=False) as session:
-        session.execute(setup_sql)
+def planned():
+    with filled_session() as session:
         yield session
 
 
 @pytest.fixture(scope="module")
-def in_place(setup_sql):
-    with llmsql.connect(model=FakeModel(answer), plan=False, infer_types=False) as session:
-        session.execute(setup_sql)
+def in_place():
+    with filled_session(plan=False) as session:
         yield session
 
 
 @pytest.fixture(scope="module")
-def plain(setup_sql):
-    with duckdb.connect() as connection:
-        registration = llmsql.register(connection, model=FakeModel(answer))
-        connection.execute(setup_sql)
+def plain():
+    with filled_connection() as connection:
         yield connection
-        registration.remove()
 
 
 def test_there_are_enough_fixtures():

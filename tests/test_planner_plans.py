@@ -11,10 +11,7 @@ import re
 
 import duckdb
 import pytest
-from test_planner_fixtures import FIXTURES, FOLDER, answer
-
-import llmsql
-from llmsql.testing import FakeModel
+from planner_fixtures import FIXTURES, FOLDER, filled_session
 
 PLANS = FOLDER / "plans"
 STEMS = sorted({fixture.name.split(":")[0] for fixture in FIXTURES})
@@ -22,8 +19,7 @@ STEMS = sorted({fixture.name.split(":")[0] for fixture in FIXTURES})
 
 @pytest.fixture(scope="module")
 def session():
-    with llmsql.connect(model=FakeModel(answer), infer_types=False) as found:
-        found.execute((FOLDER / "setup.sql").read_text(encoding="utf-8"))
+    with filled_session() as found:
         yield found
 
 
