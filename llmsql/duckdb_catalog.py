@@ -37,6 +37,7 @@ class DuckDBCatalog:
     """
 
     dialect = "duckdb"
+    has_row_numbers = True
     _built_in: _Functions | None = None
 
     def __init__(

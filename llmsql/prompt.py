@@ -53,6 +53,16 @@ class Template:
         return "".join(pieces)
 
 
+def placeholders(prompt: str) -> list[str]:
+    """The names in the `{field}` placeholders of a prompt, each once.
+
+    >>> placeholders("Is {body} about {title}, as {Title} says? {{no}}")
+    ['body', 'Title']
+    """
+    names = [match.group(1) for match in PLACEHOLDER.finditer(prompt) if match.group(1)]
+    return list({name.lower(): name for name in names}.values())
+
+
 def parse_template(prompt: str, names: Sequence[str]) -> Template | None:
     """Cut `prompt` at its `{field}` placeholders; None when it has none, and is then used as it is written.
 

@@ -228,6 +228,22 @@ def test_a_prompt_may_be_any_expression(con, model, prompt, asked):
     assert model.fields.column_names == ["l"]
 
 
+@pytest.mark.parametrize(
+    ("call", "fields", "option"),
+    [
+        ("llm_classify('Q', labels := ['a', 'b'], s)", ["s"], ("choices", ["a", "b"])),
+        ("llm_classify('Q', s, system := 'S', labels => ['a', 'b'])", ["s"], ("choices", ["a", "b"])),
+        ("llm_extract('Q', s, schema := 'STRUCT(a INTEGER)')", ["s"], ("return_type", "STRUCT(a INTEGER)")),
+        ("llm_classify('Is {S} in {l}? {{no}}', labels := ['a', 'b'])", ["S", "l"], ("choices", ["a", "b"])),
+        ("llm('What of {l} and {L}?', max_tokens := 3)", ["L"], ("max_tokens", 3)),
+    ],
+)
+def test_labels_by_name_and_fields_by_placeholder(con, model, call, fields, option):
+    con.sql(f"SELECT {call} FROM t")
+    assert model.fields.column_names == fields
+    assert model.call.options()[option[0]] == option[1]
+
+
 def test_a_prompt_that_varies_is_part_of_what_is_asked(con):
     model = FakeModel(lambda prompt, fields, options: f"{prompt}{fields['x']}")
     with llmsql.connect(model=model) as own:

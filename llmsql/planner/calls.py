@@ -12,7 +12,7 @@ from llmsql.errors import CallError, QueryError
 from llmsql.functions import FUNCTIONS, Call, make_call
 from llmsql.planner.catalog import Catalog
 from llmsql.planner.clauses import is_star
-from llmsql.prompt import parse_template
+from llmsql.prompt import parse_template, placeholders
 
 POSITION = "llmsql_position"
 AGGREGATE = "llm_agg"
@@ -120,6 +120,31 @@ def _parse_call(
     if prompt is not None and name != AGGREGATE:
         parse_template(prompt, [field for field, _ in fields])
     return ParsedCall(call, prompt_expression, fields)
+
+
+def place_arguments(node: exp.Anonymous) -> None:
+    """Write a call as all others are, in place: labels or a schema given by name stand behind the prompt, and without
+    fields the `{placeholders}` of a literal prompt name columns.
+
+    >>> import sqlglot
+    >>> call = sqlglot.parse_one("llm_classify('Is {body} old?', labels => ['a'])", dialect="duckdb")
+    >>> place_arguments(call)
+    >>> print(call.sql(dialect="duckdb"))
+    LLM_CLASSIFY('Is {body} old?', ['a'], "body")
+    """
+    function = FUNCTIONS[node.name.lower()]
+    named = [argument for argument in node.expressions if is_option(argument)]
+    positional = positional_arguments(node)
+    if function.second is not None:
+        name = function.second.removeprefix("a ")
+        second = next((argument for argument in named if argument.this.name.lower() == name), None)
+        if second is not None and not (len(positional) > 1 and is_constant(positional[1])):  # else it is given twice
+            named = [argument for argument in named if argument is not second]
+            positional.insert(1, second.expression)
+    prompt = positional[0] if len(positional) == function.leading else None
+    if isinstance(prompt, exp.Literal) and prompt.is_string and function.name != AGGREGATE:
+        positional += [exp.column(field, quoted=True) for field in placeholders(prompt.name)]
+    node.set("expressions", [*positional, *named])
 
 
 def is_option(argument: exp.Expression) -> bool:

@@ -24,6 +24,7 @@ class Catalog(Protocol):
 
     dialect: str
     in_place_prefix: str  # of the functions that run calls left in place, for this session alone
+    has_row_numbers: bool  # by which a statement finds the rows again that another one read
 
     def columns(self, query: exp.Query) -> list[tuple[str, str]]:
         """(name, type) of each column of the query's result.

@@ -12,7 +12,7 @@ from sqlglot.errors import SqlglotError
 from sqlglot.tokens import TokenType
 
 from llmsql.errors import QueryError
-from llmsql.planner.calls import AGGREGATE, POSITION, is_llm_call
+from llmsql.planner.calls import AGGREGATE, POSITION, is_llm_call, place_arguments
 
 MENTIONS_CALL = re.compile(r"\bllm(_\w+)?\s*\(", re.IGNORECASE)
 ERRORS_FUNCTION = "llm_errors"
@@ -54,6 +54,16 @@ def split_statements(sql: str, dialect: str) -> list[str]:
     return [text for text in texts if text.strip()]
 
 
+def query_start(sql: str, dialect: str) -> int | None:
+    """Where the first query of a text begins; None where it has none.
+
+    Raises:
+        QueryError: the text cannot be cut into tokens.
+    """
+    first = (TokenType.SELECT, TokenType.WITH, TokenType.FROM, TokenType.VALUES)
+    return next((token.start for token in _tokens(sql, dialect) if token.token_type in first), None)
+
+
 def parse_statement(sql: str, dialect: str) -> exp.Expression:
     """Parse one statement; positional parameters become named ones, see `name_parameters`.
 
@@ -80,10 +90,12 @@ def parse_statement(sql: str, dialect: str) -> exp.Expression:
     for node in list(trees[0].find_all(exp.Column)):
         if _is_default(node):  # sqlglot takes the keyword for a column
             node.replace(exp.Var(this="DEFAULT"))
-    for node in trees[0].find_all(exp.Anonymous):
+    for node in list(trees[0].find_all(exp.Anonymous)):
         if is_llm_call(node) and "start" in node.meta:
             start = node.meta["start"] - sum(longer for at, longer in shifts if at < node.meta["start"])
             node.meta[POSITION] = (sql.count("\n", 0, start) + 1, start - sql.rfind("\n", 0, start))
+        if is_llm_call(node):
+            place_arguments(node)
     return trees[0]
 
 

@@ -55,12 +55,14 @@ def plan_statement(
     nothing = ask_nothing_reason(statement, catalog)
     reading: Reading | str | None = None
     check_writing(statement, catalog)
+    keep_reason = nothing or _keep_reason(statement, catalog, stage_calls)
     if stage_calls:
         query_values(statement)
+    if keep_reason is None:
         reading = reading_of(statement, catalog)
     planning = Planning(
         catalog,
-        keep_reason=nothing or _keep_reason(statement, stage_calls),
+        keep_reason=keep_reason,
         switches=switches or Switches(),
         # What is stored outlives the session, so it uses names that the next session has, too.
         in_place_prefix=IN_PLACE_PREFIX if _is_stored(statement) else catalog.in_place_prefix,
@@ -185,9 +187,11 @@ def _is_stored(statement: exp.Expression) -> bool:
     return isinstance(statement, exp.Create) and statement.kind != "TABLE"
 
 
-def _keep_reason(statement: exp.Expression, stage_calls: bool) -> str | None:
+def _keep_reason(statement: exp.Expression, catalog: Catalog, stage_calls: bool) -> str | None:
     if isinstance(statement, exp.Describe):
         return "DESCRIBE asks nothing"
+    if isinstance(statement, CHANGING) and not catalog.has_row_numbers:
+        return _by_engine(statement)
     if _is_stored(statement):
         return f"a {statement.kind.lower()} is computed when it is used"
     return None if stage_calls else "staging is switched off (plan=False)"
@@ -199,13 +203,18 @@ def _leave_the_rest(statement: exp.Expression, planning: Planning, reason: str |
     def no_star(star: exp.Expression) -> list[exp.Column]:
         raise CallError("a star is no field here; name the columns")
 
-    engine = f"{statement.key.upper()} is run by the SQL engine itself"
     while rest := [node for node in statement.find_all(exp.Anonymous) if is_llm_call(node)]:
         node = rest[-1]
         parsed = parse_call(node, planning.catalog, no_star)
         text = call_text(node, planning.catalog.dialect)
-        planning.in_place.append(InPlace(text, planning.keep_reason or _rest_reason(node) or reason or engine))
+        planning.in_place.append(
+            InPlace(text, planning.keep_reason or _rest_reason(node) or reason or _by_engine(statement))
+        )
         node.replace(in_place_call(parsed, planning.in_place_prefix))
+
+
+def _by_engine(statement: exp.Expression) -> str:
+    return f"{statement.key.upper()} is run by the SQL engine itself"
 
 
 def _rest_reason(node: exp.Expression) -> str | None:

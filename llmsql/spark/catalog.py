@@ -61,6 +61,7 @@ class SparkCatalog:
 
     dialect = "spark"
     in_place_prefix = IN_PLACE_PREFIX
+    has_row_numbers = False
 
     def __init__(self, spark: SparkSession, run: Callable[[str], DataFrame], parameters: Mapping[str, Any]):
         self._spark = spark
@@ -112,7 +113,7 @@ class SparkCatalog:
             value = self._run(spark_sql(exp.select(expression.copy()))).collect()[0][0]
         except PySparkException as problem:
             raise QueryError(shown(problem)) from problem
-        return value.asDict(recursive=True) if isinstance(value, T.Row) else value
+        return _without_rows(value)
 
     def attempt(self, expression: exp.Expression, is_text: IsText, *, wholly: bool = True) -> exp.Expression | None:
         """See `Catalog.attempt`."""
@@ -145,6 +146,15 @@ class SparkCatalog:
     def has_collations(self) -> bool:
         """See `Catalog.has_collations`; a collation that stands in the statement is seen by the planner."""
         return False
+
+
+def _without_rows(value: Any) -> Any:
+    """A value with dicts in place of Spark's rows."""
+    if isinstance(value, T.Row):
+        value = value.asDict()
+    if isinstance(value, dict):
+        return {key: _without_rows(item) for key, item in value.items()}
+    return [_without_rows(item) for item in value] if isinstance(value, list) else value
 
 
 def duckdb_type(kind: T.DataType) -> str:

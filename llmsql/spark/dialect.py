@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sqlglot
 from sqlglot import ErrorLevel, exp
 
+from llmsql.errors import CallError
 from llmsql.planner.calls import has_llm_call
 from llmsql.planner.planning import IN_PLACE_PREFIX
+from llmsql.spark.comparing import compare_entries
 from llmsql.spark.user_functions import describe_fields
 
 # Functions that the planner writes, by Spark's names of them.
 WORDS = {"list_contains": "array_contains", "row": "struct"}
 
 
-def spark_sql(planned: str | exp.Expression) -> str:
+def spark_sql(planned: str | exp.Expression, maps: Collection[str] = ()) -> str:
     """A statement that the planner wrote in its Spark dialect, without the types and functions that Spark lacks.
+
+    The columns called `maps` hold maps.
 
     >>> spark_sql(exp.select(exp.cast(exp.null(), "JSON")))
     'SELECT CAST(NULL AS STRING)'
     """
     tree = sqlglot.parse_one(planned, dialect="spark") if isinstance(planned, str) else planned
-    return str(tree.transform(_for_spark).sql(dialect="spark", unsupported_level=ErrorLevel.IGNORE))
+    return str(tree.transform(_for_spark, maps).sql(dialect="spark", unsupported_level=ErrorLevel.IGNORE))
 
 
-def _for_spark(node: exp.Expression) -> exp.Expression:
+def _for_spark(node: exp.Expression, maps: Collection[str]) -> exp.Expression:
+    if isinstance(node, exp.NullSafeEQ):
+        return compare_entries(node, maps)
     if isinstance(node, exp.Cast) and node.to.is_type(exp.DataType.Type.JSON, exp.DataType.Type.ENUM):
         return type(node)(this=node.this, to=exp.DataType.build("TEXT"))
     if isinstance(node, exp.CTE) and node.args.get("materialized") is not None:
@@ -62,6 +70,9 @@ def as_planned(tree: exp.Expression) -> exp.Expression:
             else:
                 alias = exp.TableAlias(this=values.args["alias"].this) if values.args.get("alias") else None
                 values.replace(exp.Subquery(this=rows, alias=alias))
+    for member in tree.find_all(exp.PropertyEQ):
+        if isinstance(member.parent, exp.Struct) and isinstance(member.this, exp.Identifier):
+            member.this.set("quoted", True)  # a text in named_struct, where any is a name
     for cast in list(tree.find_all(exp.TryCast)):
         if not cast.args.get("safe"):
             cast.replace(exp.Cast(this=cast.this, to=cast.to))
@@ -69,7 +80,13 @@ def as_planned(tree: exp.Expression) -> exp.Expression:
 
 
 def _selected(values: exp.Values) -> exp.Query:
-    """The rows of VALUES as SELECTs, with its names of columns, or Spark's."""
+    """The rows of VALUES as SELECTs, with its names of columns, or Spark's.
+
+    Raises:
+        CallError: there is a DEFAULT in them.
+    """
+    if any(isinstance(item, exp.Var) for row in values.expressions for item in row.expressions):
+        raise CallError("DEFAULT is not available in VALUES with LLM calls: leave the column out, or INSERT those rows")
     alias = values.args.get("alias")
     width = len(values.expressions[0].expressions)
     names = [column.name for column in alias.columns] if alias is not None and alias.columns else []

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from llmsql.planner import Filters, Materialise, Plan, Stage
 from llmsql.planner.plan import ROW_NUMBER
 from llmsql.spark.asking import ask
+from llmsql.spark.comparing import comparable, is_map
 from llmsql.spark.dialect import spark_sql
 from llmsql.spark.filtering import SparkFilterRunner
 from llmsql.spark.kept_frames import read_once
@@ -48,6 +49,7 @@ class SparkPlanRunner:
         self._registration = registration
         self._statistics = statistics
         self._stages: dict[Stage, StageStatistics] = {}
+        self._maps: list[str] = []  # columns of answers that hold maps
         self._answers: dict[object, list[DataFrame]] = {}  # of stages that ask the same, one frame for each
 
     def run_steps(self, plan: Plan) -> None:
@@ -71,12 +73,13 @@ class SparkPlanRunner:
 
     def run_text(self, before: str, sql: str) -> DataFrame:
         """SQL of the plan behind some words, such as EXPLAIN."""
-        return self._run(before + spark_sql(sql))
+        return self._run(before + spark_sql(sql, self._maps))
 
-    def run_final(self, plan: Plan) -> DataFrame:
-        """Run the final statement; the views can be dropped afterwards, its plan holds what is behind them."""
+    def run_final(self, plan: Plan, before: str = "") -> DataFrame:
+        """Run the final statement, behind some words; the views can be dropped afterwards, as its plan holds what is
+        behind them."""
         with task_errors():
-            final = self.run(plan.final_sql)
+            final = self.run_text(before, plan.final_sql)
             # Over Connect a frame is SQL until it is read, when the views are gone.
             return read_once(final) if plan.is_query and is_connect(self._spark) else final
 
@@ -115,12 +118,18 @@ class SparkPlanRunner:
     def _not_known(self, stage: Stage) -> tuple[DataFrame, list[DataFrame]]:
         """The tuples of a stage that nobody asked about yet, and the answers to others."""
         asked = self.run(stage.input_sql)
+        self._maps += [key for column, key in zip(stage.columns, stage.keys) if is_map(asked.schema[column].dataType)]
         types = tuple(asked.schema[column].dataType.simpleString() for column in stage.columns)
         key = (stage.call, stage.fields, types) if self._registration.settings.deduplicate else stage.name
         known = self._answers.setdefault(key, [])
         for answers in known:
             renamed = answers.select(*stage.columns).toDF(*stage.keys)
-            same = [asked[column].eqNullSafe(renamed[key]) for column, key in zip(stage.columns, stage.keys)]
+            same = [
+                comparable(asked[column], asked.schema[column].dataType).eqNullSafe(
+                    comparable(renamed[key], renamed.schema[key].dataType)
+                )
+                for column, key in zip(stage.columns, stage.keys)
+            ]
             asked = asked.join(renamed, reduce(lambda left, right: left & right, same), "left_anti")
         return asked, known
 

@@ -6,8 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pyspark.errors import PySparkException
@@ -21,12 +20,14 @@ from llmsql.forecast import DryRun
 from llmsql.model import Model
 from llmsql.planner import Plan, Switches, plan_statement
 from llmsql.planner.calls import has_llm_call
+from llmsql.planner.clauses import CHANGING
 from llmsql.planner.parsing import (
     ERRORS_FUNCTION,
     mentions_llm_call,
     name_errors_table,
     name_parameters,
     parse_statement,
+    query_start,
 )
 from llmsql.planner.planning import ANY_ORDER
 from llmsql.planner.scratch_names import fresh_name, without_prefixes
@@ -38,6 +39,7 @@ from llmsql.spark.dry_run import SparkDryRunner
 from llmsql.spark.in_place import register_in_place
 from llmsql.spark.kept_frames import give_back, kept_frames, read_once
 from llmsql.spark.plan_runner import SparkPlanRunner
+from llmsql.spark.refusals import BY_SPARK, clear_refusals
 from llmsql.spark.registration import Registration
 from llmsql.spark.requirements import is_connect
 from llmsql.spark.running import interrupt
@@ -46,9 +48,10 @@ from llmsql.statistics import QueryStatistics
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 T = TypeVar("T")
 EXPLAIN = re.compile(r"\s*EXPLAIN\b\s*(EXTENDED\b|CODEGEN\b|COST\b|FORMATTED\b)?\s*", re.IGNORECASE)
-CHANGING = re.compile(r"\s*(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+DIRECTORY = re.compile(r"\s*INSERT\s+OVERWRITE\s+(LOCAL\s+)?DIRECTORY\b", re.IGNORECASE)
 IN_LAMBDA = "LAMBDA_FUNCTION_WITH_PYTHON_UDF"
-PLANNED = (exp.Query, exp.Values, exp.Create, exp.Insert)  # the statements that are planned
+# The statements that are planned, and those that Spark runs, with calls that know their options and fields.
+PLANNED = (exp.Query, exp.Values, exp.Create, exp.Insert, *CHANGING)
 
 LOG = logging.getLogger(__name__)
 
@@ -78,8 +81,8 @@ class PlanningSession:
 
         The LLM calls have run when this returns, each distinct argument tuple once; their answers stay in memory and on
         disk for as long as the DataFrame, or one built on it, is there. A statement without calls, one with DataFrames
-        in `kwargs`, and one that cannot be planned run as in Spark itself, with the calls as UDFs;
-        `last_query.decisions` says why.
+        in `kwargs`, and one that cannot be planned run as in Spark itself, with the calls as UDFs, which take no
+        options; `last_query.decisions` says why. So do UPDATE, DELETE and MERGE, but with options.
 
         Raises:
             CallError: a call is written wrongly; the message has its line and column.
@@ -94,16 +97,25 @@ class PlanningSession:
         if ERRORS_FUNCTION in sqlQuery.lower():
             return self._with_errors(sqlQuery, args, kwargs)
         explained = EXPLAIN.match(sqlQuery)
-        tree = None if kwargs else _planned_tree(sqlQuery[explained.end() :] if explained else sqlQuery)
-        if tree is not None and explained is not None:
-            return self._explained(sqlQuery, tree, args, explained[1] or "")
+        text = sqlQuery[explained.end() :] if explained else sqlQuery
+        if kwargs and mentions_llm_call(text):
+            return self._unplanned(QueryError("it has DataFrames in it"), sqlQuery, args, kwargs, spark_knows=True)
+        before, text = _cut_directory(text)
+        try:
+            tree = _planned_tree(text)
+        except QueryError as problem:
+            return self._unplanned(problem, sqlQuery, args, spark_knows=True)
         if tree is None:
-            with _clear_refusals(sqlQuery):
-                return self.spark.sql(sqlQuery, args=args, **kwargs)
+            return self.spark.sql(sqlQuery, args=args, **kwargs)
+        if explained is not None:
+            return self._explained(sqlQuery, tree, args, f"{explained[0]} {before}")
         run = _runner(self.spark, args)
         started = time.perf_counter()
         statistics = QueryStatistics(sql=sqlQuery)
+        if isinstance(tree, CHANGING):
+            statistics.decisions.append(BY_SPARK.format(tree.key.upper()))
         note_query(self.spark, statistics)
+        is_query = isinstance(tree, exp.Query) and not before
         runner = SparkPlanRunner(self.spark, run, self._registration, statistics)
         result: DataFrame | None = None
         try:
@@ -114,15 +126,16 @@ class PlanningSession:
                 runner.run_steps(plan)
                 if plan.in_place:
                     note_query(self.spark, statistics, self._registration.counters)
-                result = runner.run_final(plan)
+                with clear_refusals(sqlQuery):
+                    result = runner.run_final(plan, before)
         except (QueryError, PySparkException) as problem:
-            result = self._unplanned(problem, sqlQuery, args, tree)
+            result = self._unplanned(problem, sqlQuery, args, may_run=is_query)
         finally:
             runner.drop_views()
-            if result is None or not isinstance(tree, exp.Query):
+            if result is None or not is_query:
                 give_back(runner.frames)
             statistics.seconds = time.perf_counter() - started
-        if isinstance(tree, exp.Query):
+        if is_query:
             kept.keep(result, runner.frames)
         warn_of_failures(statistics)
         return result
@@ -179,11 +192,12 @@ class PlanningSession:
         finally:
             self.spark.catalog.dropTempView(name)
 
-    def _explained(self, text: str, tree: exp.Expression, args: Parameters, how: str) -> DataFrame:
-        """What EXPLAIN shows: the plan with what it would ask, and Spark's own plan of the final statement."""
+    def _explained(self, text: str, tree: exp.Expression, args: Parameters, before: str) -> DataFrame:
+        """What EXPLAIN, the words `before` the statement, shows: the plan with what it would ask, and Spark's own plan
+        of the final statement."""
 
         def work(plan: Plan, found: DryRun, runner: SparkDryRunner) -> str:
-            own = without_prefixes(runner.run_text(f"EXPLAIN {how} ", plan.final_sql).collect()[0][0])
+            own = without_prefixes(runner.run_text(before, plan.final_sql).collect()[0][0])
             return f"{forecast_text(plan, found)}\n\n{own}"
 
         return self.spark.createDataFrame([(self._dry(text, tree, args, work),)], "plan string")
@@ -210,22 +224,42 @@ class PlanningSession:
         catalog = SparkCatalog(self.spark, run, parameters)
         return plan_statement(tree.copy(), catalog, stage_calls=settings.plan, switches=switches)
 
-    def _unplanned(self, problem: Exception, text: str, args: Parameters, tree: exp.Expression) -> DataFrame:
-        """The statement with its calls as UDFs, where Spark can run it so."""
+    def _unplanned(
+        self,
+        problem: Exception,
+        text: str,
+        args: Any,
+        frames: Mapping[str, Any] | None = None,
+        *,
+        may_run: bool = True,
+        spark_knows: bool = False,
+    ) -> DataFrame:
+        """The statement with its calls as UDFs, where Spark can run it so.
+
+        Args:
+            problem: why it is not planned.
+            text, args, frames: the statement.
+            may_run: False when a part of it may have been done.
+            spark_knows: where Spark cannot run it, Spark's reason says more than `problem`.
+        """
         reason = shown(problem)
         if IN_LAMBDA in reason:
             reason = "Spark takes no LLM call on the elements of a list: explode the list, ask, and collect it again"
             raise QueryError(reason) from problem
-        try:
-            if not isinstance(tree, exp.Query):
-                raise problem
-            result = self.spark.sql(text, args=args)
-            _ = result.schema  # over Connect nothing was bound before
-        except PySparkException:
+        if not may_run:
             raise problem if isinstance(problem, QueryError) else QueryError(reason) from problem
         statistics = last_query(self.spark)
+        if statistics.sql != text:
+            statistics = QueryStatistics(sql=text)
         note_query(self.spark, statistics, self._registration.counters)
         statistics.decisions.append(f"not planned, the calls run as UDFs: {reason}")
+        try:
+            with clear_refusals(text):
+                result = self.spark.sql(text, args=args, **(frames or {}))
+                _ = result.schema  # over Connect nothing was bound before
+        except (QueryError, PySparkException) as refusal:
+            said = refusal if spark_knows else problem
+            raise said if isinstance(said, QueryError) else QueryError(shown(said)) from said
         LOG.warning("not planned, the calls run as UDFs: %s", reason)
         return result
 
@@ -271,24 +305,14 @@ def _runner(spark: SparkSession, args: Parameters) -> Callable[[str], DataFrame]
     return lambda text: spark.sql(text, args=named) if named else spark.sql(text)
 
 
-@contextmanager
-def _clear_refusals(text: str) -> Iterator[None]:
-    """Spark has an internal error for a statement that changes a table which it cannot change.
+def _cut_directory(text: str) -> tuple[str, str]:
+    """The words that have the rows of a query written to files, and the query.
 
-    Raises:
-        QueryError: Spark failed with UPDATE, DELETE or MERGE with calls.
+    >>> _cut_directory("INSERT OVERWRITE DIRECTORY '/out' USING csv SELECT llm('Say', a) FROM t")
+    ("INSERT OVERWRITE DIRECTORY '/out' USING csv ", "SELECT llm('Say', a) FROM t")
     """
-    found = CHANGING.match(text) if mentions_llm_call(text) else None
-    try:
-        yield
-    except Exception as problem:  # also Py4J's own
-        if found is None:
-            raise
-        reason = re.search(r"Exception: (.*)", str(problem))
-        raise QueryError(
-            f"{found[1].upper()} with LLM calls runs as Spark itself can run it, which failed; ask first, with "
-            f"CREATE TABLE ... AS SELECT, and change the table from that: {reason[1] if reason else shown(problem)}"
-        ) from problem
+    place = query_start(text, "spark") if DIRECTORY.match(text) and mentions_llm_call(text) else None
+    return ("", text) if place is None else (text[:place], text[place:])
 
 
 def _planned_tree(text: str) -> exp.Expression | None:
