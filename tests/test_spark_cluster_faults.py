@@ -62,7 +62,8 @@ class TestExecutors:
 
     @pytest.fixture(scope="class")
     def application(self, cluster):
-        with cluster.application({"spark.task.maxFailures": 2}) as session:
+        # An executor that was alone for a moment would else look for another one only a minute later.
+        with cluster.application({"spark.task.maxFailures": 2, "spark.storage.cachedPeersTtl": 100}) as session:
             yield session
 
     @pytest.fixture
