@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from .decoder_layer import Attention, DecoderLayer, Norm, ReadRows, StepTensors
+from .embedding import Embedding
 from .linear import Linear
 from .operators import Operators
 from .rotary import RotaryTable
@@ -24,7 +24,7 @@ class FusedDecoder:
     only whose logits are read.
     """
 
-    embedding: torch.Tensor  # [vocab, hidden]
+    embedding: Embedding
     embedding_scale: float | None
     layers: Sequence[DecoderLayer]
     rotary: Sequence[RotaryTable]
@@ -55,7 +55,7 @@ class FusedDecoder:
         self.row_sizes.count(len(token_ids))
         if rows is not None:
             self.row_sizes.count(len(rows.index))
-        hidden = F.embedding(token_ids, self.embedding)
+        hidden = self.embedding(token_ids)
         if self.embedding_scale is not None:
             hidden *= self.embedding_scale
         steps = [self._step(table, num_positions, positions, hidden.dtype, attention) for table in self.rotary]
@@ -85,6 +85,7 @@ class FusedDecoder:
                 if linear is not None:
                     linear.restore()
         self.head.restore()
+        self.embedding.restore()
 
     def _step(
         self,

@@ -11,6 +11,7 @@ from torch import nn
 from .context import read_context
 from .decoder import FusedDecoder
 from .decoder_layer import DecoderLayer, Norm
+from .embedding import Embedding, PlainEmbedding
 from .errors import EngineError
 from .file_pages import FilePages
 from .gated_linear import join_gated
@@ -85,15 +86,16 @@ def fuse(
         if pages is not None:
             pages.drop()
     embedding, context = base.embed_tokens, read_context(model).length
-    tied = model.lm_head.weight is embedding.weight
+    scale, device = _embedding_scale(embedding), embedding.weight.device
+    embed, head = parts.ends(embedding, model.lm_head)
     return FusedDecoder(
-        embedding=embedding.weight,
-        embedding_scale=_embedding_scale(embedding),
+        embedding=embed,
+        embedding_scale=scale,
         layers=layers,
-        rotary=[RotaryTable(_angles(base.rotary_emb, kind), embedding.weight.device, context) for kind in tables],
+        rotary=[RotaryTable(_angles(base.rotary_emb, kind), device, context) for kind in tables],
         rotary_of=rotary_of,
         norm=parts.norm(base, "norm"),
-        head=parts.join(model.lm_head, copy=copy and not tied),
+        head=head,
         logit_softcap=getattr(config, "final_logit_softcapping", None),
         operators=operators,
         row_sizes=parts.row_sizes,
@@ -147,6 +149,17 @@ class _Parts:
             down=self.join(mlp.down_proj),
             mlp_norm=self.norm(layer, "post_feedforward_layernorm") if self._gemma else None,
         )
+
+    def ends(self, embedding: nn.Embedding, head: nn.Linear) -> tuple[Embedding, Linear]:
+        """The embeddings and the head; where they share a weight it is held once."""
+        if head.weight is not embedding.weight:
+            return PlainEmbedding(embedding.weight), self.join(head)
+        if self._copy and self._native:
+            from .native_linear import NativeEmbedding, NativeLinear
+
+            product = NativeLinear([head])
+            return NativeEmbedding(embedding, head, product), product
+        return PlainEmbedding(embedding.weight), self.join(head, copy=False)
 
     def join(self, *modules: nn.Linear, copy: bool | None = None) -> Linear:
         copy = self._copy if copy is None else copy

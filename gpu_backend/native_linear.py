@@ -36,6 +36,22 @@ class NativeLinear:
         give_back(self._modules, self.weight.unpacked())
 
 
+class NativeEmbedding:
+    """Rows of the weight that a model's head multiplies with, read where its product does: it is held once."""
+
+    def __init__(self, module: nn.Embedding, head: nn.Linear, product: NativeLinear) -> None:
+        self._module, self._head, self._weight = module, head, product.weight
+        module.weight = head.weight
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """See `Embedding`."""
+        return self._weight.rows(token_ids)
+
+    def restore(self) -> None:
+        """See `Embedding`; the head is restored before."""
+        self._module.weight = self._head.weight
+
+
 class NativeGate:
     """The gated half of an MLP in one pass: results of the gate meet those of the other while they are at hand."""
 

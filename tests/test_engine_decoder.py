@@ -19,7 +19,7 @@ from llmsql.gpu_backend import Engine, Request, decoder_families, model_runner, 
 from llmsql.gpu_backend.gated_linear import MergedGate, PackedGate
 from llmsql.gpu_backend.kernel_choice import why_not_native
 from llmsql.gpu_backend.linear import PackedLinear, SplitLinear, can_pack
-from llmsql.gpu_backend.native_linear import NativeGate, NativeLinear
+from llmsql.gpu_backend.native_linear import NativeEmbedding, NativeGate, NativeLinear
 from llmsql.gpu_backend.operators import TorchOperators
 from llmsql.gpu_backend.readout import NOT_A_NUMBER
 
@@ -191,7 +191,22 @@ def test_the_weights_are_held_once(tmp_path: Any, kernels: str, gate: type, line
         assert isinstance(layer.down, linear)
         assert model.model.layers[0].mlp.gate_proj.weight.numel() == 0
         assert model.lm_head.weight.numel() == 0
-        assert decoder.embedding is model.model.embed_tokens.weight
+        assert decoder.embedding.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.skipif(bool(why_not_native()), reason="no C++")
+def test_a_tied_weight_is_held_once_and_given_back(tmp_path: Any) -> None:
+    variant("tied").save_pretrained(tmp_path)
+    with Engine(tmp_path, dtype="float32", kernels="native") as engine:
+        model, decoder = engine._runner.model, engine._runner.decoder
+        assert decoder is not None
+        assert isinstance(decoder.embedding, NativeEmbedding)
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert model.lm_head.weight.numel() == 0
+        assert run(engine) == reference("tied")
+        decoder.restore()
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert torch.equal(model.lm_head.weight, variant("tied").lm_head.weight)
 
 
 @pytest.mark.parametrize(("kernels", "gate", "linear"), PACKED)

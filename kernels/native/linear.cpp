@@ -203,6 +203,25 @@ template <typename T> void unpack(const float *packed, int64_t inputs, int64_t o
     });
 }
 
+template <typename T>
+void read_rows(const float *packed, int64_t inputs, const int64_t *rows, int64_t count, int64_t threads, T *out) {
+    constexpr int64_t per_word = Packed<T>::PER_WORD;
+    const int64_t words = words_of(inputs, per_word);
+#pragma omp parallel for schedule(static) num_threads(count * inputs < SMALL ? 1 : threads)
+    for (int64_t i = 0; i < count; ++i) {
+        const float *from = packed + rows[i] / TILE * words * TILE + rows[i] % TILE;
+        T *to = out + i * inputs;
+        for (int64_t k = 0; k < words; ++k) {
+            T numbers[per_word];
+            if constexpr (per_word * sizeof(T) == sizeof(float))
+                memcpy(numbers, from + k * TILE, sizeof(float));
+            else
+                round_to(from[k * TILE], numbers);
+            memcpy(to + k * per_word, numbers, std::min(per_word, inputs - k * per_word) * sizeof(T));
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" void llmsql_linear(const LinearCall *call) {
@@ -232,4 +251,13 @@ extern "C" void llmsql_unpack(const float *packed, int64_t inputs, int64_t outpu
         unpack(packed, inputs, outputs, threads, static_cast<bf16 *>(weight));
     else
         unpack(packed, inputs, outputs, threads, static_cast<float *>(weight));
+}
+
+// Rows of a packed weight, as they were.
+extern "C" void llmsql_packed_rows(const float *packed, int64_t inputs, const int64_t *rows, int64_t count,
+                                   int64_t is_bf16, int64_t threads, void *out) {
+    if (is_bf16)
+        read_rows(packed, inputs, rows, count, threads, static_cast<bf16 *>(out));
+    else
+        read_rows(packed, inputs, rows, count, threads, static_cast<float *>(out));
 }

@@ -44,6 +44,17 @@ class PackedWeight:
         load().llmsql_unpack(self.packed.data_ptr(), *_sizes(weight), weight.data_ptr())
         return weight
 
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows `index` [rows] int64 of the weight, bit by bit as they were: [rows, inputs]."""
+        assert index.dtype == torch.int64, "an index in int64"
+        assert index.is_contiguous(), "a contiguous index"
+        out = torch.empty(len(index), self.inputs, dtype=self.dtype)
+        read = load().llmsql_packed_rows
+        read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+        kind = (self.dtype == torch.bfloat16, torch.get_num_threads())
+        read(self.packed.data_ptr(), self.inputs, index.data_ptr(), len(index), *kind, out.data_ptr())
+        return out
+
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight:
     """Lay out a weight [outputs, inputs] for the kernel; it takes as much memory, up to 63 outputs more.
