@@ -10,12 +10,16 @@ calls one.
 - "one machine": the same statement in DuckDB, one batch.
 - "planned": `with_llm`, that is distinct tuples laid out over the whole cluster.
 - "UDF": `DataFrame.withColumn` with the plain function, which sees its own partition only.
-- "none": the same with `reorder=False`.
+- "after": the same with engines that order a batch after the prompts of earlier ones (`follow_earlier`). Each is a
+  Flight server beside the driver, so this works on one machine only. Beside it, "node as one batch": the rows of each
+  node ordered together, as if it had waited for the last of them.
+- "none": the UDF with `reorder=False`.
 
-Counted twice: with a prefix cache for each task, as where every task has an engine of its own, and with one for each
-worker, as with `engine="node"`, where the tasks of a node meet in one engine. Caches are unbounded. Percent are of what
-one machine computes. The bound is what no order of rows and fields within the tasks (or nodes) of the UDF can go below:
-however cells are arranged, each way in which a cell of a column begins is computed once.
+Counted up to three times: with a prefix cache for each task, as where every task has an engine of its own, with one for
+each worker, as with `engine="node"`, where the tasks of a node meet in one engine, and with one for all tasks, as where
+the cluster is one machine. Caches are unbounded. Percent are of what one machine computes. The bound is what no order
+of rows and fields within the tasks (or nodes) of the UDF can go below: however cells are arranged, each way in which a
+cell of a column begins is computed once.
 """
 
 from __future__ import annotations
@@ -26,11 +30,13 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count as numbers
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,9 +46,10 @@ from tokenizers import Tokenizer
 import llmsql
 import llmsql.demo
 from llmsql.batch_prompts import prepare_prompts
-from llmsql.functions import Call
-from llmsql.model import Answer
-from llmsql.optimizer import encode
+from llmsql.functions import Call, make_call
+from llmsql.model import Answer, Model
+from llmsql.optimizer import Cells, Ordering, encode, reorder
+from llmsql.prompt_memories import PromptMemories
 from llmsql.settings import Settings
 from llmsql.statistics import StageStatistics
 
@@ -83,8 +90,14 @@ class RecordingModel:
     tokenizer: str
 
     def answer(self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics) -> Iterator[Answer]:
+        yield from self.record(call, fields, settings, reorder)
+
+    def record(
+        self, call: Call, fields: pa.Table, settings: Settings, reorder_cells: Callable[[Cells], Ordering]
+    ) -> Iterator[Answer]:
         tokens, lengths = [], []
-        for row, token_ids in prepare_prompts(call, fields, Tokens(self.tokenizer), settings):
+        tokenizer = Tokens(self.tokenizer)
+        for row, token_ids in prepare_prompts(call, fields, tokenizer, settings, reorder_cells=reorder_cells):
             tokens.append(token_ids)
             lengths.append(len(token_ids))
             yield Answer(row, "Yes")
@@ -93,6 +106,61 @@ class RecordingModel:
 
     def close(self) -> None:
         pass
+
+
+class RecordingEngine(RecordingModel):
+    """The same as one engine of several tasks, which remembers the prompts that it was shown."""
+
+    def __init__(self, folder: str, tokenizer: str):
+        super().__init__(folder, tokenizer)
+        self.memories = PromptMemories(2**62)
+
+    def answer(self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics) -> Iterator[Answer]:
+        with self.memories.reordering(call, fields.column_names, more=statistics.more) as reorder_cells:
+            yield from self.record(call, fields, settings, reorder_cells)
+
+
+@dataclass
+class AtNode:
+    """Asks the engine of the node that this Python worker belongs to; workers count themselves in a folder."""
+
+    addresses: list[str]
+    folder: str
+    models: ClassVar[dict[str, Model]] = {}  # of this process, by folder
+
+    def answer(self, call: Call, fields: pa.Table, settings: Settings, statistics: StageStatistics) -> Iterator[Answer]:
+        from llmsql.serving.remote_model import model_at
+
+        if self.folder not in self.models:
+            number = next(number for number in numbers() if self.claims(number))
+            address = self.addresses[number * len(self.addresses) // SLOTS % len(self.addresses)]
+            self.models[self.folder] = model_at(address, "", Settings(engine=address), ())
+        yield from self.models[self.folder].answer(call, fields, settings, statistics)
+
+    def claims(self, number: int) -> bool:
+        try:
+            (Path(self.folder) / f"worker-{number}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def serving(folders: list[Path], tokenizer: str) -> Iterator[list[str]]:
+    """The addresses of engines that write what they are shown into these folders."""
+    from llmsql.serving.server import EngineServer, Limits
+
+    with ExitStack() as stack:
+        addresses = []
+        for folder in folders:
+            engine = RecordingEngine(str(folder), tokenizer)
+            server = EngineServer(engine, name="recording", limits=Limits(max_request_bytes=2**31))
+            stack.callback(server.stop)
+            addresses.append(f"grpc://127.0.0.1:{server.port}")
+        yield addresses
 
 
 def task() -> str:
@@ -117,6 +185,7 @@ class Computed:
 
     by_task: int
     by_node: int
+    by_machine: int
     prompt_tokens: int
     tasks: int
     rows: int
@@ -140,6 +209,7 @@ def count(folder: Path) -> Computed:
     return Computed(
         sum(by_task),
         sum(new_tokens(prompts) for prompts in nodes.values()),
+        new_tokens([prompt for prompts in tasks.values() for prompt in prompts]),
         sum(len(prompt) // 4 for prompts in tasks.values() for prompt in prompts),
         len(tasks),
         sum(map(len, tasks.values())),
@@ -207,14 +277,33 @@ class Runs:
         return frame if frame.rdd.getNumPartitions() == SLOTS else frame.repartition(SLOTS)
 
     def in_spark(self, name: str, planned: bool, **settings: object) -> Computed:
+        self.run(self.model(name), planned, **settings)
+        return self.counted(name)
+
+    def after(self, num_engines: int) -> int:
+        """Tokens that the UDF computes with so many engines, which order batches after the prompts of earlier ones."""
+        folders = [self.scratch / f"engine {number} of {num_engines}" for number in range(num_engines)]
+        claims = self.scratch / f"workers of {num_engines}"
+        for folder in (*folders, claims):
+            folder.mkdir()
+        with serving(folders, self.tokenizer) as addresses:
+            self.run(AtNode(addresses, str(claims)), planned=False)
+        return sum(count(folder).by_machine for folder in folders)
+
+    def as_one_batch(self, rows: np.ndarray) -> int:
+        """Tokens that are computed when these rows are ordered together."""
+        fields, call = self.table.take(pa.array(rows)), make_call("llm_filter", QUESTION)
+        prompts = prepare_prompts(call, fields, Tokens(self.tokenizer), Settings())
+        return new_tokens([token_ids.astype(">u4").tobytes() for _, token_ids in prompts])
+
+    def run(self, model: Model, planned: bool, **settings: object) -> None:
         from llmsql.spark import llm_filter, register, with_llm
 
-        register(self.spark, model=self.model(name), **settings)
+        register(self.spark, model=model, **settings)
         column = llm_filter(QUESTION, *(f"`{field}`" for field in self.table.column_names))
         frame = with_llm(self.frame(), "yes", column) if planned else self.frame().withColumn("yes", column)
         found = frame.select("yes").groupBy("yes").count().collect()
         assert [(row[0], row[1]) for row in found] == [(True, self.table.num_rows)], found
-        return self.counted(name)
 
 
 def read(path: Path, seed: int) -> pa.Table:
@@ -249,7 +338,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, help="only so many of each table")
     parser.add_argument("--tokenizer", default=str(llmsql.demo.MODEL_FOLDER / "tokenizer.json"))
-    parser.add_argument("--only", default="planned,udf,none")
+    parser.add_argument("--only", default="planned,udf,after,none")
     parser.add_argument("--output", type=Path, help="folder for spark.md")
     options = parser.parse_args(arguments)
     folder = Path(os.environ.get("LLMSQL_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
@@ -258,8 +347,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"no Parquet files in {folder}: set LLMSQL_DATA to the folder with the benchmark tables", file=sys.stderr)
         return
     head = (
-        "| table | rows | one machine | planned: task, node | tasks, largest | UDF: task, node | bound: task, node | "
-        "none: task, node |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+        "| table | rows | one machine | planned: task, node | tasks, largest | UDF: task, node, machine | "
+        "bound: task, node | after: node, machine | node as one batch | none: task, node |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
     lines = [head]
     print(head, flush=True)
@@ -289,10 +379,14 @@ def measured(name: str, runs: Runs, only: list[str]) -> str:
         cells += [f"{planned.tasks}, {planned.largest_share:.2f}"]
     if "udf" in only:
         udf = runs.in_spark("udf", False)
-        cells += [f"{percent(udf.by_task, one)}, {percent(udf.by_node, one)}"]
+        cells += [f"{percent(udf.by_task, one)}, {percent(udf.by_node, one)}, {percent(udf.by_machine, one)}"]
         halves = [np.concatenate(runs.slices[:2]), np.concatenate(runs.slices[2:])]
         bounds = [least(runs.table, groups, runs.tokenizer) for groups in (runs.slices, halves)]
         cells += [", ".join(percent(bound, one) for bound in bounds)]
+    if "after" in only:
+        cells += [", ".join(percent(runs.after(engines), one) for engines in (NODES, 1))]
+        halves = np.array_split(np.arange(runs.table.num_rows), NODES)
+        cells += [percent(sum(runs.as_one_batch(rows) for rows in halves), one)]
     if "none" in only:
         none = runs.in_spark("none", False, reorder=False)
         cells += [f"{percent(none.by_task, one)}, {percent(none.by_node, one)}"]
