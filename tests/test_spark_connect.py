@@ -5,6 +5,7 @@ Needs `pip install 'llmsql[connect]'`, and a process of its own, in which nothin
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -16,6 +17,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
+from llmsql.spark.requirements import CONNECT, pyspark_version
+
+if pyspark_version() < CONNECT:
+    pytest.skip("over Spark Connect llmsql needs pyspark 4.0 or later", allow_module_level=True)
 for module in ("grpc", "grpc_status", "google.rpc"):
     pytest.importorskip(module, reason="Spark Connect needs more packages: pip install 'llmsql[connect]'")
 
@@ -80,6 +85,8 @@ def functions(spark, frame, notes):
 
 
 def statements(spark, frame, notes):
+    from llmsql.spark.kept_frames import kept_frames
+
     before = asked(notes)
     said = spark.sql("SELECT id, llm('Say', title) AS said FROM t ORDER BY id DESC")
     frame.limit(0).createOrReplaceTempView("t")
@@ -102,6 +109,13 @@ def statements(spark, frame, notes):
     spark.sql("DROP TABLE said")
     assert "ask llm('Say', title)" in spark.explain("SELECT llm('Say', title) FROM t")
     assert spark.dry_run("SELECT llm('Say', title) FROM t").stages[0].to_run == 3
+    kept = kept_frames(spark.spark)
+    kept.sweep()
+    del said, found
+    gc.collect()
+    assert len(kept._unread) == 2, "the results are given back by the next statement"
+    spark.sql("SELECT 1")
+    assert not kept._unread
     assert not [table.name for table in spark.catalog.listTables() if table.name.startswith("__llmsql")]
 
 
@@ -156,13 +170,21 @@ def limits(spark, frame, notes):
     with pytest.raises(BudgetError, match="max_rows is 2"):
         register(spark, model=FakeModel(describe), max_rows=2).sql("SELECT llm('Say', id) FROM t")
 
-    def slowly(prompt, fields, options):
-        time.sleep(0.2)
+    begun = notes.with_suffix(".begun")
+
+    def slowly(prompt, fields, options, begun=str(begun)):
+        Path(begun).touch()
+        time.sleep(1)
         return "slow"
 
     slow = register(spark, model=FakeModel(slowly))
-    timer = threading.Timer(3, slow.interrupt)
-    timer.start()
+
+    def interrupt():
+        while not begun.exists():
+            time.sleep(0.1)
+        slow.interrupt()
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(InterruptError, match="interrupted after 0 rows"):
         slow.sql("SELECT llm('Say', id) FROM range(4000)")
 
@@ -182,10 +204,11 @@ def an_engine_at_an_address(spark, frame, notes):
         server.stop()
 
 
+@pytest.mark.timeout(600)
 def test_over_connect(tmp_path):
     command = [sys.executable, __file__, str(tmp_path / "notes")]
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # what the server runs as worker
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyspark
@@ -26,24 +28,40 @@ class KeptFrames:
 
     def __init__(self) -> None:
         self._kept: list[tuple[Any, list[DataFrame]]] = []
+        self._unread: list[Callable[[], object]] = []  # checkpoints on a server, each to be given back
 
     def keep(self, result: DataFrame, frames: list[DataFrame]) -> None:
         """Keep `frames` for as long as `result`, or what is built on it, can be read."""
-        if frames and not is_connect(result.sparkSession):  # whose server gives checkpoints back with the last reader
+        if frames and not is_connect(result.sparkSession):
             plan = result._jdf.queryExecution().analyzed()
             jvm = result.sparkSession.sparkContext._jvm
             assert jvm is not None
             self._kept.append((jvm.java.lang.ref.WeakReference(plan), frames))
 
+    def take(self, checkpoint: DataFrame) -> None:
+        """Give a checkpoint of Spark Connect back with the `sweep` after its last reader is gone.
+
+        By itself it asks the server at that moment, which may be one in which Python collects garbage in a thread of
+        gRPC's that holds the lock for it, and so waits forever.
+        """
+        plan = checkpoint._plan
+        kind: Any = type(plan)
+        again = partial(kind, plan._relation_id, plan._spark_session)
+        weakref.finalize(plan, self._unread.append, again).atexit = False
+        plan._spark_session = None
+
     def sweep(self) -> None:
         """Give back what nothing can read any more."""
+        while self._unread:
+            self._unread.pop()()  # one that is gone at once, and tells the server
         unused = [frames for plan, frames in self._kept if plan.get() is None]
         self._kept = [(plan, frames) for plan, frames in self._kept if not any(frames is one for one in unused)]
         for frames in unused:
             give_back(frames)
 
     def clear(self) -> None:
-        """Give everything back; results that are still in use would ask again."""
+        """Give everything back; results that are still in use would ask again (over Connect they stay)."""
+        self.sweep()
         kept, self._kept = self._kept, []
         for _, frames in kept:
             give_back(frames)
@@ -73,9 +91,12 @@ def read_once(frame: DataFrame) -> DataFrame:
     Spark 4 one executor holds each row; when all that hold it are gone, Spark says that a checkpoint is not found.
     """
     try:
-        return frame.localCheckpoint(True, dear_rows(frame.sparkSession))
+        checkpoint = frame.localCheckpoint(True, dear_rows(frame.sparkSession))
     except TypeError:  # before Spark 4
         return frame.localCheckpoint(True)
+    if is_connect(frame.sparkSession):
+        kept_frames(frame.sparkSession).take(checkpoint)
+    return checkpoint
 
 
 def dear_rows(spark: SparkSession) -> StorageLevel:

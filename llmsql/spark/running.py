@@ -261,7 +261,7 @@ def task_errors(call: str | None = None) -> Iterator[None]:
         if call is None:
             raise
         raise ModelError(
-            f"{call}: Spark could not run the tasks that ask: {_reason(text)}{place_and_advice(text)}"
+            f"{call}: Spark could not run the tasks that ask: {_reason(text).rstrip('.')}{place_and_advice(text)}"
         ) from problem
 
 
