@@ -44,6 +44,21 @@ def test_it_runs_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [title for title in titles if title.startswith("beer, tree: ")]
 
 
+@pytest.mark.slow
+def test_batches_after_each_other_compute_less_than_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import batches as benchmark
+
+    rows = np.arange(160)
+    given = pa.table({"id": rows, "stars": rows % 3, "product": [f"product {r // 8} with a name" * 9 for r in rows]})
+    pq.write_table(given, tmp_path / "reviews.parquet")
+    benchmark.main([str(tmp_path / "reviews.parquet"), "--orders", "shuffled", "--output", str(tmp_path)])
+    found = re.findall(r"\+([\d.]+), \+([\d.]+), \+([\d.]+) \|", capsys.readouterr().out)
+    assert len(found) == 2
+    for apart, after, more in found:
+        assert min(float(after), float(more)) < float(apart)
+    assert (tmp_path / "batches.md").read_text().count("| reviews | 160 | shuffled |") == 2
+
+
 def test_tables_come_from_their_seeds() -> None:
     from synthetic_tables import list_tables, tables
 
