@@ -195,8 +195,15 @@ def equal(fixture, session, con, plain, folder) -> QueryStatistics | None:
             places = [own.index(column) for column in columns]
             found = [[row[place] for place in places] for row in found]
         wanted = [shown(row) for row in rows]
-        ordered = fixture.ordered and "ORDER BY" in fixture.sql
-        assert (found if ordered else sorted(found, key=repr)) == (wanted if ordered else sorted(wanted, key=repr))
+        if not fixture.ordered or "ORDER BY" not in fixture.sql:
+            found, wanted = sorted(found, key=repr), sorted(wanted, key=repr)
+        whole = re.sub(r" LIMIT \d+( OFFSET \d+)?$", "", fixture.sql)
+        if found != wanted and whole != fixture.sql and "ORDER BY" not in whole:  # any rows are right
+            every = Counter(repr(shown(row)) for row in con.sql(whole).fetchall())
+            assert len(found) == len(wanted)
+            assert Counter(map(repr, found)) <= every
+        else:
+            assert found == wanted
     if fixture.then is not None:
         written = [shown(tuple(row)) for row in session.spark.sql(in_spark(fixture.then)).collect()]
         assert sorted(written, key=repr) == sorted((shown(row) for row in left), key=repr)
@@ -406,6 +413,13 @@ class TestWhatFixturesLack:
         rows = spark.sql("SELECT llm('S', title) FROM {frame}", frame=spark.table("products")).collect()
         assert len(rows) == 21
         assert spark.last_query.decisions == ["not planned, the calls run as UDFs: it has DataFrames in it"]
+
+    def test_files_of_answers_are_planned(self, spark, tmp_path):
+        query = "SELECT title, llm('S', title) AS x FROM products"
+        written = f"INSERT OVERWRITE DIRECTORY '{tmp_path / 'with from'}' USING json {query}"
+        assert len(spark.explain(written).splitlines()) == len(spark.explain(query).splitlines())
+        assert "InsertIntoDataSourceDirCommand" in spark.sql(f"EXPLAIN {written}").first()[0]
+        assert not (tmp_path / "with from").exists()
 
     def test_what_only_spark_can_parse(self, spark):
         """Its own reason is shown where it cannot either."""

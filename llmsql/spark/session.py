@@ -146,7 +146,7 @@ class PlanningSession:
         Raises:
             CallError, QueryError: as `sql`.
         """
-        tree = _planned_tree(sqlQuery)
+        tree = _planned_tree(_cut_directory(sqlQuery)[1])
         if tree is None:
             raise QueryError("the statement has no LLM call that is planned: use DataFrame.explain")
         return self._plan(tree, _runner(self.spark, args), name_parameters(args)).explain()
@@ -159,7 +159,7 @@ class PlanningSession:
         Raises:
             CallError, QueryError: as `sql`; ModelError: the model has no tokenizer that can be read.
         """
-        tree = _planned_tree(sqlQuery)
+        tree = _planned_tree(_cut_directory(sqlQuery)[1])
         if tree is None:
             raise QueryError("the statement has no LLM call that is planned")
         return self._dry(sqlQuery, tree, args, lambda plan, found, runner: found)
