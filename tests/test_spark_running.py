@@ -286,6 +286,8 @@ class TestDryRun:
             names = ("certainty", "rows", "distinct", "cached", "to_run")
             assert found.to_arrow().select(names).to_pylist() == wanted.to_arrow().select(names).to_pylist()
         assert found.stages[0].to_run == 20
+        once = "SELECT llm('Say', body) FROM (SELECT * FROM t ORDER BY id LIMIT 3)"
+        assert spark.dry_run(once).stages[0].to_run == 3, "also with a part that is computed once"
         assert llmsql.spark.statistics(spark).model_calls == 0
         assert "__llmsql" not in str(spark.sql("SHOW TABLES").collect())
 

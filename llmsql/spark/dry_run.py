@@ -72,8 +72,7 @@ class SparkDryRunner(SparkPlanRunner):
     def _materialise(self, step: Materialise) -> None:
         found = self._guesses.loosened(step.sql)
         super()._materialise(replace(step, sql=found.sql))
-        columns = step.columns or tuple(self.frames[-1].columns)
-        self._guesses.note_relation(step.name, found, lambda: columns)
+        self._guesses.note_relation(step.name, found, lambda: step.columns or self._spark.table(step.name).columns)
 
     def _filter(self, step: Filters) -> None:
         """All candidates, each predicate for those that the ones before leave for certain."""
