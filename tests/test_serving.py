@@ -375,7 +375,10 @@ class TestBadClients:
         [
             ({"method": "drop"}, "there is no method 'drop'"),
             ({"settings": {}}, "KeyError"),
-            ({"settings": {"reorder": 5, "max_output_tokens": 3}}, "'reorder' must be True or False"),
+            (
+                {"settings": {"reorder": 5, "follow_earlier": True, "max_output_tokens": 3}},
+                "'reorder' must be True or False",
+            ),
             ({"call": 5}, "malformed"),
             ({"call": "{}"}, "malformed"),
             ({"call": {"prompt": None}}, "'prompt' is None"),
