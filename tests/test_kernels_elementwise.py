@@ -8,8 +8,9 @@ import torch
 
 if not interpreter.IS_ON:
 
-    def test_in_the_interpreter():
-        interpreter.run_in_interpreter(__file__)
+    @pytest.mark.timeout(interpreter.SECONDS + 20)
+    def test_in_the_interpreter(request):
+        interpreter.check_in_interpreter(request)
 
 else:
     from elementwise_cases import CASES, DTYPES, check
