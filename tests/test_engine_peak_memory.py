@@ -52,10 +52,10 @@ def test_peak_memory_is_budget_and_weights_and_little_more(tmp_path: Path) -> No
         vocab_size=200,
         hidden_size=8,
         intermediate_size=32,
-        num_hidden_layers=16,
+        num_hidden_layers=8,
         num_attention_heads=8,
         num_key_value_heads=8,
-        head_dim=128,
+        head_dim=256,
         max_position_embeddings=256,
     )
     T.LlamaForCausalLM(config).save_pretrained(tmp_path)
