@@ -51,7 +51,8 @@ class Output:
         before = len(self.token_ids)
         was_forced = self.expected is not None
         if was_forced:
-            assert self._forced.popleft() == token_id
+            forced = self._forced.popleft()
+            assert forced == token_id
         self._add(token_id, log_prob)
         if self.finish_reason is None and not was_forced:
             self._force(self.matcher.forced())
