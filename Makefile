@@ -11,7 +11,7 @@ DATA := $(or $(LLMSQL_DATA),../shared/data)
 # GNU OpenMP's idle threads spin and would starve whatever else runs on the machine.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: help demo test test-spark-local test-others test-spark test-spark-3.5 test-spark-4.0 test-duckdb-1.4 java lint format bench fuzz build clean
+.PHONY: help demo test test-spark-local test-others test-spark test-spark-statements test-spark-cluster test-spark-3.5 test-spark-4.0 test-duckdb-1.4 java lint format bench fuzz build clean
 
 help:
 	@echo "make demo   run SELECT llm(...) over generated reviews with the demo model (about two minutes)"
@@ -43,8 +43,8 @@ java:
 
 # Spark's tests wait for a JVM and most others run on one core: side by side they take two thirds of the time.
 test: $(INSTALLED) java
-	@echo "make: lint and the tests, those of Spark beside the others; what each part says comes at its end"
-	@$(MAKE) --no-print-directory --output-sync=target -j2 test-spark-local test-others
+	@echo "make: lint and the tests, those of Spark beside the others"
+	@$(MAKE) --no-print-directory --output-sync=line -j2 test-spark-local test-others
 
 test-spark-local: $(INSTALLED) java
 	@echo "make: Spark in local mode, and a few statements on a small cluster"
@@ -57,7 +57,15 @@ test-others: $(INSTALLED) lint
 test-spark: $(INSTALLED) java
 	@echo "make: all Spark tests, over Spark Connect and on a cluster of a master and two workers too (half an hour on two cores)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[connect]'
-	@$(BIN)/python -m pytest -m 'spark or spark_cluster'
+	@$(MAKE) --no-print-directory --output-sync=line -j2 test-spark-statements test-spark-cluster
+
+test-spark-statements: $(INSTALLED) java
+	@echo "make: Spark in local mode, all statements"
+	@$(BIN)/python -m pytest -m 'spark or spark_cluster' --ignore-glob='*/test_spark_c*.py'
+
+test-spark-cluster: $(INSTALLED) java
+	@echo "make: Spark on clusters, and over Spark Connect"
+	@$(BIN)/python -m pytest -m 'spark or spark_cluster' tests/test_spark_c*.py
 
 lint: $(INSTALLED)
 	@echo "make: ruff and mypy"
