@@ -106,8 +106,8 @@ else:
             )
             out = attention.attend(0, query, **options)
             torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
-            work = attention._work_list(4, cache.keys[0], cache.values[0], options["window"])
-            work.check(attention._table, 2, window=options["window"])
+            work = attention.work_list(0, 4, options["window"])
+            work.check(attention.table, 2, window=options["window"])
 
     def test_a_work_list_serves_while_the_same_rows_decode(monkeypatch):
         monkeypatch.setattr(attention_kernels, "num_processors", lambda _: 5)
