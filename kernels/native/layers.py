@@ -106,9 +106,7 @@ class Layers:
     def __init__(self, layers: Sequence[LayerWeights]) -> None:
         """Raises UnavailableError where there are no C++ kernels."""
         self._layers = layers  # the kernels read their memory
-        first = layers[0]
-        assert len({(layer.heads, layer.kv_heads, layer.head_dim) for layer in layers}) == 1, "heads of one shape"
-        assert all(layer.gate.outputs == first.gate.outputs for layer in layers), "MLPs of one size"
+        assert len({_check(layer) for layer in layers}) == 1, "layers of one shape and type"
         self._calls = (_Layer * len(layers))(*(_call(layer) for layer in layers))
         self._run = load().llmsql_layers
         self._run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
@@ -157,6 +155,22 @@ class Layers:
         step = _Step(*pointers, tokens, x.dtype == torch.bfloat16, torch.get_num_threads())
         self._run(self._calls, len(self._layers), calls, ctypes.byref(step))
         return hidden, x
+
+
+def _check(layer: LayerWeights) -> tuple[object, ...]:
+    """Assert that the parts fit each other; what all layers must have in common."""
+    hidden, query_size = layer.project.inputs, layer.heads * layer.head_dim
+    dtype = layer.project.dtype
+    assert layer.project.outputs == query_size + 2 * layer.kv_heads * layer.head_dim, "queries, keys and values"
+    shapes = [(weight.inputs, weight.outputs) for weight in (layer.output, layer.gate, layer.up, layer.down)]
+    inner = layer.gate.outputs
+    assert shapes == [(query_size, hidden), (hidden, inner), (hidden, inner), (inner, hidden)], "weights that fit"
+    assert all(getattr(layer, name).dtype == dtype for name in _WEIGHTS), "weights of one type"
+    sizes = dict.fromkeys(_NORMS, hidden) | dict.fromkeys(("query_norm", "key_norm"), layer.head_dim)
+    for name, size in sizes.items():
+        norm = getattr(layer, name)
+        assert norm is None or (norm.weight.shape, norm.weight.dtype) == ((size,), dtype), f"{name} of {size} numbers"
+    return dtype, hidden, layer.heads, layer.kv_heads, layer.head_dim, inner
 
 
 def _call(layer: LayerWeights) -> _Layer:
