@@ -44,7 +44,7 @@ java:
 # Spark's tests wait for a JVM and most others run on one core: side by side they take two thirds of the time.
 test: $(INSTALLED) java
 	@echo "make: lint and the tests, those of Spark beside the others"
-	@$(MAKE) --no-print-directory --output-sync=line -j2 test-spark-local test-others
+	@$(MAKE) --no-print-directory -j2 test-spark-local test-others
 
 test-spark-local: $(INSTALLED) java
 	@echo "make: Spark in local mode, and a few statements on a small cluster"
@@ -57,7 +57,7 @@ test-others: $(INSTALLED) lint
 test-spark: $(INSTALLED) java
 	@echo "make: all Spark tests, over Spark Connect and on a cluster of a master and two workers too (half an hour on two cores)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[connect]'
-	@$(MAKE) --no-print-directory --output-sync=line -j2 test-spark-statements test-spark-cluster
+	@$(MAKE) --no-print-directory -j2 test-spark-statements test-spark-cluster
 
 test-spark-statements: $(INSTALLED) java
 	@echo "make: Spark in local mode, all statements"

@@ -13,7 +13,7 @@ from llmsql.estimate import hit_rate
 
 @dataclass(frozen=True)
 class RowFailure:
-    """One failed row: which call, the values it was asked about, and why it failed."""
+    """One failed row: which call, the values it was asked about (of long ones the beginning), and why it failed."""
 
     call: str
     values: dict[str, object]
@@ -21,6 +21,7 @@ class RowFailure:
 
 
 MAX_KEPT_FAILURES = 1000
+MAX_KEPT_CHARACTERS = 1000  # of a failed row's value: the rows that fail are often those that are too long
 _COUNTERS = (
     "rows",
     "distinct",
@@ -99,7 +100,14 @@ class StageStatistics:
         """Count a failed row and keep its reason (the first thousand of them)."""
         self.failed += 1
         if len(self.failures) < MAX_KEPT_FAILURES:
-            self.failures.append(RowFailure(self.call, values, error))
+            kept = {name: _beginning(value) for name, value in values.items()}
+            self.failures.append(RowFailure(self.call, kept, error))
+
+
+def _beginning(value: object) -> object:
+    """The value, or where it is long the beginning of its text."""
+    text = value if isinstance(value, str) else str(value)
+    return value if len(text) <= MAX_KEPT_CHARACTERS else text[:MAX_KEPT_CHARACTERS] + "…"
 
 
 @dataclass

@@ -11,6 +11,7 @@ import pytest
 
 import llmsql
 from llmsql.errors import BudgetError, ModelError, SettingError
+from llmsql.statistics import StageStatistics
 from llmsql.testing import FakeModel
 
 ROWS = "FROM range(50) t(i)"
@@ -70,6 +71,16 @@ def test_tokens_are_estimated_before_the_weights_are_loaded() -> None:
 def test_bad_budgets_are_named(setting: dict) -> None:
     with pytest.raises(SettingError, match=next(iter(setting))):
         llmsql.connect(model=FakeModel(word), **setting)
+
+
+def test_a_failed_rows_long_values_are_kept_by_their_beginning() -> None:
+    statistics = StageStatistics("llm('x', a, b, c)")
+    statistics.add_failure({"a": "y" * 10_000_000, "b": ["z" * 2000], "c": [1, None]}, "too long")
+    (failure,) = statistics.failures
+    assert failure.values["a"] == "y" * 1000 + "…"
+    assert str(failure.values["b"]).startswith("['zzz")
+    assert len(str(failure.values["b"])) == 1001
+    assert failure.values["c"] == [1, None]
 
 
 def test_llm_errors_lists_the_failed_rows() -> None:
