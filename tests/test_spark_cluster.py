@@ -79,9 +79,11 @@ class TestKilled:
     SQL = f"SELECT id, llm('Say', concat(if(id = 40, '{HALT}', 'x'), id)) AS loud FROM range({ROWS})"
     WANTED = tuple((number, f"HALT{number}" if number == 40 else f"X{number}") for number in range(ROWS))
 
-    def kill_the_halted(self, cluster, query, notes):
+    def kill_the_halted(self, cluster, query, notes, cache=None):
         (victim,) = query.until(lambda: notes.who("halt40"), "the row was not asked")
         assert victim in cluster.python_workers()
+        if cache is not None:  # which is written a moment later
+            query.until(lambda: kept_answers(cache) >= notes.asked().total() - 1, "what is finished was not kept")
         kill(victim)
         notes.go()
 
@@ -102,11 +104,12 @@ class TestKilled:
     @pytest.mark.parametrize("in_place", [False, True])
     def test_a_python_worker_with_a_result_cache(self, cluster, spark, notes, in_place):
         """One that all machines see: only what was on its way is asked again, also where nothing is planned."""
+        cache = notes.path.with_suffix(".sqlite")
         model = FakeModel(Noting(str(notes.path)), fingerprint=b"noting")
-        planned = llmsql.spark.register(spark, model=model, cache=str(notes.path.with_suffix(".sqlite")))
+        planned = llmsql.spark.register(spark, model=model, cache=str(cache))
         run = spark.sql if in_place else planned.sql
         query = Running(lambda: tuple(sorted(map(tuple, run(self.SQL).collect()))))
-        self.kill_the_halted(cluster, query, notes)
+        self.kill_the_halted(cluster, query, notes, cache)
         assert query.result() == self.WANTED
         asked = notes.asked()
         assert set(asked) == {text.lower() for _, text in self.WANTED}
