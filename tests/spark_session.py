@@ -16,7 +16,8 @@ def local_session(warehouse: Path) -> SparkSession:
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.driver.host", "127.0.0.1")
-        .config("spark.driver.memory", "512m")
+        .config("spark.driver.memory", "1g")
+        .config("spark.sql.ui.retainedExecutions", "20")  # their plans stay in the driver's memory
         # Small queries: time spent on compiling them would never be earned back.
         .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
         .config("spark.sql.codegen.wholeStage", "false")
