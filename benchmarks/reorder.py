@@ -30,7 +30,6 @@ import platform
 import sys
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from bar_chart import bar_chart
 from child_process import run_apart
+from prefixes import shared_prefixes
 from spanning_bound import hit_bound
 from synthetic_tables import list_tables, tables
 from tokenizers import Tokenizer
@@ -190,21 +190,8 @@ def published_cells(table: pa.Table) -> list[list[str]]:
 
 def character_hit_rate(columns: list[list[str]], ordering: Ordering) -> float:
     shown = zip(ordering.rows.tolist(), ordering.fields.tolist())
-    prompts = sorted("".join([columns[field][row] for field in fields]) for row, fields in shown)
-    # how many prefixes are new does not depend on the order of the prompts, so neighbours in sorted order will do
-    hits = sum(common_prefix(left, right) for left, right in pairwise(prompts))
-    return hits / max(sum(map(len, prompts)), 1)
-
-
-def common_prefix(left: str, right: str) -> int:
-    low, high = 0, min(len(left), len(right))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    prompts = ["".join([columns[field][row] for field in fields]) for row, fields in shown]
+    return shared_prefixes(prompts) / max(sum(map(len, prompts)), 1)
 
 
 def summarised(name: str, table: pa.Table, found: dict[str, Measured]) -> str:

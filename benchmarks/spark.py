@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from prefixes import shared_prefixes
 from tokenizers import Tokenizer
 
 import llmsql
@@ -219,20 +220,7 @@ def count(folder: Path) -> Computed:
 
 def new_tokens(prompts: list[bytes]) -> int:
     """Nodes of the trie of the prompts' tokens."""
-    prompts = sorted(prompts)
-    shared = sum(common_bytes(left, right) // 4 for left, right in pairwise(prompts))
-    return sum(map(len, prompts)) // 4 - shared
-
-
-def common_bytes(left: bytes, right: bytes) -> int:
-    low, high = 0, min(len(left), len(right))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return sum(map(len, prompts)) // 4 - shared_prefixes(prompts, width=4)
 
 
 def least(table: pa.Table, groups: list[np.ndarray], tokenizer: str) -> int:

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from llmsql.errors import CallError
 from llmsql.functions import FUNCTIONS, make_call
-from llmsql.prompt import PLACEHOLDER, parse_template
+from llmsql.prompt import parse_template, placeholders
 from llmsql.spark.llm_column import LlmColumn, note_call
 from llmsql.spark.registration import last_registration
 
@@ -148,13 +148,13 @@ def _column(name: str, prompt: str, second: Any, fields: tuple[Field, ...], opti
 def _columns(name: str, prompt: str, fields: tuple[Field, ...]) -> list[Column]:
     """The fields as Columns that have the names which the model is to see."""
     if not fields:
-        placed = {match.group(1).lower(): match.group(1) for match in PLACEHOLDER.finditer(prompt) if match.group(1)}
+        placed = placeholders(prompt)
         if not placed:
             raise CallError(
                 f"{name} has no field to ask about: {FUNCTIONS[name].usage}, or name fields in the prompt: "
                 f"{{review}} stands for the column review"
             )
-        return [F.col(field).alias(field) for field in placed.values()]
+        return [F.col(field).alias(field) for field in placed]
     for field in fields:
         if not isinstance(field, (str, Column)):
             raise CallError(f"{name}: a field must be a column's name or a Column, not {field!r}")
