@@ -230,7 +230,7 @@ template <typename T> void run_task(const AttentionCall &call, Task<T> &task, co
     const int64_t kv_head = task.kv_head;
     constexpr int per_word = Packed<T>::PER_WORD;
     const int64_t group = call.heads / call.kv_heads, lanes = item[1] * group;
-    const int64_t key_words = (call.key_dim + per_word - 1) / per_word;
+    const int64_t key_words = words_of(call.key_dim, per_word);
     const int64_t value_size = round_up(call.value_dim, WIDTH);
     s.reserve(lanes, key_words, value_size);
     std::fill_n(s.query.begin(), lanes * key_words, 0.0f);

@@ -21,8 +21,6 @@ constexpr int64_t ROWS = 32 * LANES;       // of a block: its sums and inputs st
 constexpr int64_t SLICE_WORDS = 49152 / TILE;  // at most, of a panel's slice
 constexpr int64_t SMALL = 1 << 18;         // multiply-adds; with fewer, waking another thread takes longer
 
-int64_t words_of(int64_t inputs, int64_t per_word) { return (inputs + per_word - 1) / per_word; }
-
 // The weights that are needed next, fetched line by line while products are made: so memory has no pause. With few
 // groups of LANES rows memory is what takes the time, and nothing is gained.
 struct Ahead {

@@ -4,6 +4,9 @@
 
 #include "vectors.h"
 
+// Words that hold so many numbers.
+static inline int64_t words_of(int64_t numbers, int64_t per_word) { return (numbers + per_word - 1) / per_word; }
+
 template <typename T> struct Packed {
     static constexpr int PER_WORD = 1;  // numbers of type T
     // WIDTH words as they lie in memory.

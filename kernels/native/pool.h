@@ -13,7 +13,7 @@ template <typename T> struct Pool {
     T *keys, *values;
     int64_t kv_heads, key_dim, value_dim;
 
-    int64_t key_words() const { return (key_dim + PER_WORD - 1) / PER_WORD; }
+    int64_t key_words() const { return words_of(key_dim, PER_WORD); }
     // The first word of a slot's key: the next ones follow CHUNK words apart.
     T *key(int64_t slot, int64_t kv_head) const {
         return keys + ((slot / CHUNK * kv_heads + kv_head) * key_words() * CHUNK + slot % CHUNK) * PER_WORD;
