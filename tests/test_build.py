@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from llmsql.demo import MODEL_FOLDER
+from llmsql.gpu_backend.kernel_choice import why_not_native
+
 ROOT = Path(__file__).parent.parent
 WANTED = (
     "llmsql/py.typed",
@@ -58,3 +61,29 @@ def test_sdist(built):
         members = {member.name.split("/", 1)[1]: member for member in archive.getmembers() if "/" in member.name}
     assert set(WANTED) <= set(members)
     assert all(members[name].isfile() for name in WANTED)
+
+
+def test_imported_from_the_wheel_as_it_is(built, tmp_path):
+    """As Spark's `--py-files` does it, with the wheel renamed; weights cannot be read in it."""
+    pytest.importorskip("pyspark")
+    (path,) = built.glob("*.whl")
+    archive = tmp_path / "llmsql.zip"
+    archive.write_bytes(path.read_bytes())
+    code = f"""
+import sys
+sys.path.insert(0, {str(archive)!r})
+import llmsql, llmsql.serving.engine_process, llmsql.spark.stage_function, llmsql.spark.partition
+assert llmsql.optimizer.__file__.startswith({str(archive)!r})
+try:
+    llmsql.connect()
+except llmsql.ModelError as problem:
+    print(problem)
+with llmsql.connect(model={str(MODEL_FOLDER)!r}, cache=False) as con:
+    print(con.sql("SELECT llm('Say', 1, max_tokens := 3)").fetchall())
+from llmsql.gpu_backend.kernel_choice import why_not_native
+print("native kernels:", why_not_native())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "model 'demo': it is inside the archive that llmsql was imported from" in done.stdout
+    assert f"native kernels: {why_not_native()}\n" in done.stdout

@@ -258,6 +258,15 @@ def test_a_compiler_that_fails_is_named_with_what_it_said(compiler):
         resolve_kernels("native", CPU)
 
 
+def test_packed_without_sources_the_engine_runs_torch_and_says_so(afresh, monkeypatch, caplog):
+    monkeypatch.setattr(library, "HEADERS", (*library.HEADERS, "forgotten.h"))
+    for _ in range(2):
+        assert resolve_kernels("auto", CPU) == "torch"
+    assert caplog.text.count("the engine runs slower: the sources of its CPU kernels are not beside") == 1
+    with pytest.raises(ModelError, match=r"packed without the sources of its CPU kernels .*forgotten\.h"):
+        resolve_kernels("native", CPU)
+
+
 def test_kernels_that_disagree_with_torch_are_not_used(afresh, monkeypatch, caplog):
     monkeypatch.setattr(attention, "agrees_with_torch", lambda: False)
     assert resolve_kernels("auto", CPU) == "torch"

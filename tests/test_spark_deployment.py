@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-import zipfile
 from importlib import util
 from pathlib import Path
 from unittest import mock
@@ -132,30 +130,6 @@ class TestModelFolders:
             local_name(str(tmp_path / "elsewhere"))
         with pytest.raises(ModelError, match="model 'lost': Spark has brought no such folder to"):
             local_name(BROUGHT + "lost")
-
-
-@pytest.mark.spark_cluster
-def test_imported_from_an_archive(tmp_path):
-    archive = tmp_path / "llmsql.zip"
-    with zipfile.ZipFile(archive, "w") as written:
-        for folder, _, names in os.walk(ROOT / "llmsql", followlinks=True):
-            for name in names:
-                file = Path(folder) / name
-                if file.suffix in (".py", ".safetensors", ".json"):
-                    written.write(file, file.relative_to(ROOT))
-    code = f"""
-import sys
-sys.path.insert(0, {str(archive)!r})
-import llmsql, llmsql.serving.engine_process, llmsql.spark.stage_function, llmsql.spark.partition
-assert llmsql.optimizer.__file__.startswith({str(archive)!r})
-try:
-    llmsql.connect()
-except llmsql.ModelError as problem:
-    print(problem)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "model 'demo': it is inside the archive that llmsql was imported from" in done.stdout
 
 
 class TestPandas:

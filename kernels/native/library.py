@@ -13,9 +13,9 @@ import subprocess
 import sys
 import tempfile
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
 SOURCES = ("attention.cpp", "layers.cpp", "linear.cpp", "operators.cpp")
 HEADERS = ("calls.h", "packed.h", "pool.h", "vectors.h")
 OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
@@ -41,23 +41,25 @@ def load() -> ctypes.CDLL:
 
     Raises:
         UnavailableError: this is not Linux, there is no compiler (`$CXX`, g++ or c++), or it fails: it must be GCC.
+            Or the sources are missing.
     """
     if sys.platform != "linux":
         raise UnavailableError(f"the C++ kernels run on Linux, not on {sys.platform}")
     threads = _openmp()
     compiler = _compiler()
-    name = f"kernels-{_fingerprint(compiler)}.so"
+    sources = _sources()
+    name = f"kernels-{_fingerprint(compiler, sources)}.so"
     folder = _cache_folder()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="llmsql-kernels-") as temporary:
-            return _open(_compiled(compiler, Path(temporary) / name), threads)
+            return _open(_compiled(compiler, sources, Path(temporary) / name), threads)
     path = folder / name
     if path.exists():
         try:
             return _open(path, threads)
         except UnavailableError as reason:
             logger.warning("%s; it is compiled anew", reason)
-    _compiled(compiler, path)
+    _compiled(compiler, sources, path)
     for old in sorted(folder.glob("kernels-*.so"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
         old.unlink(missing_ok=True)  # of other versions; a process that has one open keeps it
     return _open(path, threads)
@@ -78,14 +80,26 @@ def _compiler() -> str:
     raise UnavailableError("there is no C++ compiler ($CXX, g++ or c++)")
 
 
-def _compiled(compiler: str, path: Path) -> Path:
+def _sources() -> dict[str, bytes]:
+    """The files that are compiled, which may be in an archive."""
+    try:
+        return {name: files(__package__).joinpath(name).read_bytes() for name in (*SOURCES, *HEADERS)}
+    except (OSError, KeyError) as problem:
+        logger.warning("the engine runs slower: the sources of its CPU kernels are not beside %s", __file__)
+        raise UnavailableError(f"llmsql was packed without the sources of its CPU kernels ({problem})") from problem
+
+
+def _compiled(compiler: str, sources: dict[str, bytes], path: Path) -> Path:
     """The library at `path`, put there all at once."""
     logger.info("compiling the CPU kernels with %s into %s", compiler, path)
     descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=".kernels-", suffix=".so")  # has mode 0600
     os.close(descriptor)
-    command = [compiler, *OPTIONS, *(str(FOLDER / source) for source in SOURCES), "-o", unfinished]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_COMPILE, check=False)
+        with tempfile.TemporaryDirectory(prefix="llmsql-kernels-") as folder:
+            for name, source in sources.items():
+                (Path(folder) / name).write_bytes(source)
+            command = [compiler, *OPTIONS, *(f"{folder}/{name}" for name in SOURCES), "-o", unfinished]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_COMPILE, check=False)
         if done.returncode:
             raise UnavailableError(f"{compiler} failed: {done.stderr.strip()[:500]}")
         os.replace(unfinished, path)
@@ -96,11 +110,11 @@ def _compiled(compiler: str, path: Path) -> Path:
     return path
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: str, sources: dict[str, bytes]) -> str:
     """Of all that the library depends on: another processor or compiler must not find it."""
     digest = hashlib.sha256()
-    for name in (*SOURCES, *HEADERS):
-        digest.update((FOLDER / name).read_bytes())
+    for source in sources.values():
+        digest.update(source)
     for part in (*OPTIONS, compiler, str(os.stat(compiler).st_mtime_ns), platform.machine(), _processor()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:24]
