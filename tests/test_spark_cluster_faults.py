@@ -63,7 +63,8 @@ class TestExecutors:
     @pytest.fixture(scope="class")
     def application(self, cluster):
         # An executor that was alone for a moment would else look for another one only a minute later.
-        with cluster.application({"spark.task.maxFailures": 2, "spark.storage.cachedPeersTtl": 100}) as session:
+        # Three attempts: one that runs out of memory, and one that Spark sends to the executor that is about to end.
+        with cluster.application({"spark.task.maxFailures": 3, "spark.storage.cachedPeersTtl": 100}) as session:
             yield session
 
     @pytest.fixture
