@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -30,6 +30,11 @@ class Function:
     usage: str
     options: tuple[str, ...]
     second: str | None = None
+
+    @property
+    def second_name(self) -> str | None:
+        """The name by which the argument behind the prompt can be given, where there is one."""
+        return None if self.second is None else self.second.removeprefix("a ")
 
 
 COMMON_OPTIONS = ("system", "on_error", "reorder", "unordered", "model")
@@ -190,7 +195,7 @@ def make_call(function: str, prompt: str | None, second: Any = None, options: Ma
     """
     options = {name: value for name, value in dict(options or {}).items() if value is not None}
     spec = FUNCTIONS[function]
-    _check_option_names(spec, options)
+    check_option_names(spec, options)
     for name, check, wanted in _OPTION_CHECKS:
         if name in options and not check(options[name]):
             raise CallError(f"{function}: option {name!r} must be {wanted}, not {options[name]!r}")
@@ -217,6 +222,24 @@ def make_call(function: str, prompt: str | None, second: Any = None, options: Ma
     if "unordered" in options:
         options["unordered"] = tuple(options["unordered"])
     return Call(function=function, prompt=prompt, **options)
+
+
+def check_option_names(spec: Function, names: Iterable[str], settings: Sequence[str] = ()) -> None:
+    """Whether a function has options of these names; where it is given `settings` beside its options, or those.
+
+    Raises:
+        CallError: it has not; with the option that was meant, if one is near, and all that there are.
+    """
+    known = sorted({*spec.options, *filter(None, [spec.second_name])})
+    for name in names:
+        if name in known or name in settings:
+            continue
+        if name in PLANNED_OPTIONS:
+            raise CallError(f"{spec.name}: option {name!r} is not available in this version of llmsql")
+        close = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(name, settings, n=1)
+        meant = f"did you mean {close[0]!r}? Its" if close else "its"
+        beside = ", and the settings of llmsql.connect" if settings else ""
+        raise CallError(f"{spec.name} has no option {name!r}; {meant} options are: {', '.join(known)}{beside}")
 
 
 @lru_cache(maxsize=256)
@@ -312,17 +335,6 @@ _OPTION_CHECKS: tuple[tuple[str, Any, str], ...] = (
     ("reorder", lambda v: isinstance(v, bool), "true or false"),
     ("distinct_rows", lambda v: isinstance(v, bool), "true or false"),
 )
-
-
-def _check_option_names(spec: Function, options: Mapping[str, Any]) -> None:
-    for name in options:
-        if name in spec.options:
-            continue
-        if name in PLANNED_OPTIONS:
-            raise CallError(f"{spec.name}: option {name!r} is not available in this version of llmsql")
-        close = difflib.get_close_matches(name, spec.options, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"its options are: {', '.join(sorted(spec.options))}"
-        raise CallError(f"{spec.name} has no option {name!r}; {hint}")
 
 
 def _check_choices(spec: Function, choices: Any) -> tuple[str, ...]:

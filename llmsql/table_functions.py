@@ -24,7 +24,7 @@ from llmsql.arguments import fields_table
 from llmsql.budget import Budget
 from llmsql.buffering import buffered
 from llmsql.errors import CallError, SettingError
-from llmsql.functions import FUNCTIONS, Call, make_call
+from llmsql.functions import FUNCTIONS, Call, check_option_names, make_call
 from llmsql.model import Model
 from llmsql.operator import evaluate
 from llmsql.optimizer import deduplicate
@@ -226,6 +226,7 @@ class _Asking:
             raise CallError(f"{function}: the prompt must be a text that is not empty, not {prompt!r}")
         own = {name: options[name] for name in options if name in FUNCTIONS[function].options}
         given = {name: options[name] for name in options if name not in own}
+        check_option_names(FUNCTIONS[function], given, tuple(Settings.__dataclass_fields__))
         call = make_call(function, prompt, second, own)
         counted = QueryStatistics() if statistics is None else statistics
         if session is not None:

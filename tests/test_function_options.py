@@ -95,8 +95,22 @@ def con(model, other):
 
 HONOURED = [(name, option) for name, function in FUNCTIONS.items() for option in function.options]
 REFUSED = [
-    (name, option) for name, function in FUNCTIONS.items() for option in VALUES if option not in function.options
+    (name, option)
+    for name, function in FUNCTIONS.items()
+    for option in VALUES
+    if option not in (*function.options, function.second_name)
 ]
+# As people write them who remember a name roughly; of each, what was meant.
+MISSPELT = {
+    "max_token": "max_tokens",
+    "retun_type": "return_type",
+    "shema": "schema",
+    "Choice": "choices",
+    "label": "labels",
+    "onerror": "on_error",
+    "distinct_row": "distinct_rows",
+    "minimum": "min",
+}
 
 
 def test_every_option_of_every_function_is_here():
@@ -127,6 +141,37 @@ def test_an_option_of_other_functions_is_refused(con, name, option):
     with pytest.raises(llmsql.CallError, match=rf"{name} has no option '{option}'") as caught:
         con.sql(f"SELECT 1,\n  {CALLS[name].format(f', {option} := {VALUES[option][0]}')} FROM t")
     assert (caught.value.line, caught.value.column) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "meant"),
+    [
+        (name, written, meant)
+        for name, function in FUNCTIONS.items()
+        for written, meant in MISSPELT.items()
+        if meant in (*function.options, function.second_name)
+    ],
+)
+def test_a_misspelt_option_is_named_with_all_that_there_are(con, model, name, written, meant):
+    listed = ", ".join(sorted({*FUNCTIONS[name].options, *filter(None, [FUNCTIONS[name].second_name])}))
+    said = rf"^{name} has no option '{written.lower()}'; did you mean '{meant}'\? Its options are: {listed} \(line 1, "
+    before = model.calls
+    for call in (CALLS[name].format(f", {written} := 'x'"), f"{name}('Q', s, {written} => ['a', 'b'])"):
+        for run in (con.sql, con.dry_run, con.explain, lambda sql: con.sql(f"EXPLAIN {sql}")):
+            with pytest.raises(llmsql.CallError, match=said):
+                run(f"SELECT {call} FROM t")
+        with pytest.raises(llmsql.CallError, match=said):
+            con.execute(f"UPDATE t SET s = {call}::VARCHAR")
+    assert model.calls == before
+
+
+def test_labels_and_schema_are_given_once(con):
+    for call in (
+        "llm_classify('Q', ['a'], s, labels := ['b'])",
+        "llm_extract('Q', 'STRUCT(a INT)', s, schema := '{}')",
+    ):
+        with pytest.raises(llmsql.CallError, match=r"'(labels|schema)' is given twice"):
+            con.sql(f"SELECT {call} FROM t")
 
 
 @pytest.mark.parametrize(("option", "sql"), [(option, sql) for option, values in WRONG.items() for sql in values])

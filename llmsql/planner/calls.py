@@ -9,7 +9,7 @@ from typing import Any
 from sqlglot import exp
 
 from llmsql.errors import CallError, QueryError
-from llmsql.functions import FUNCTIONS, Call, make_call
+from llmsql.functions import FUNCTIONS, Call, Function, check_option_names, make_call
 from llmsql.planner.catalog import Catalog
 from llmsql.planner.clauses import is_star
 from llmsql.prompt import parse_template, placeholders
@@ -104,15 +104,14 @@ def _parse_call(
         raise CallError(
             f"{name} is asked about each row, so DISTINCT and ORDER BY have no place in it; llm_agg has them"
         )
-    options = _options(node, name, catalog)
+    options = _options(node, function, catalog)
     if len(positional) < function.leading:
         wanted = "a prompt" if function.second is None else f"a prompt and {function.second}"
         raise CallError(f"{name} needs {wanted}: {function.usage}")
     prompt, prompt_expression = _prompt(positional[0], name, catalog)
     second = None
     if function.second is not None:
-        what = function.second.removeprefix("a ")
-        second = _constant(positional[1], f"{name}: the {what}", catalog)
+        second = _constant(positional[1], f"{name}: the {function.second_name}", catalog)
     fields = _fields(positional[function.leading :], catalog.dialect, star)
     if not fields:
         raise CallError(f"{name} has no field to ask about: {function.usage}")
@@ -136,7 +135,7 @@ def place_arguments(node: exp.Anonymous) -> None:
     named = [argument for argument in node.expressions if is_option(argument)]
     positional = positional_arguments(node)
     if function.second is not None:
-        name = function.second.removeprefix("a ")
+        name = function.second_name
         second = next((argument for argument in named if argument.this.name.lower() == name), None)
         if second is not None and not (len(positional) > 1 and is_constant(positional[1])):  # else it is given twice
             named = [argument for argument in named if argument is not second]
@@ -157,15 +156,15 @@ def positional_arguments(node: exp.Anonymous) -> list[exp.Expression]:
     return [argument for argument in node.expressions if not is_option(argument)]
 
 
-def _options(node: exp.Anonymous, function: str, catalog: Catalog) -> dict[str, Any]:
+def _options(node: exp.Anonymous, function: Function, catalog: Catalog) -> dict[str, Any]:
+    given = [argument for argument in node.expressions if is_option(argument)]
+    names = [argument.this.name.lower() for argument in given]
+    check_option_names(function, names)  # a name that is wrong says more than what follows from it
     options: dict[str, Any] = {}
-    for argument in node.expressions:
-        if not is_option(argument):
-            continue
-        name = argument.this.name.lower()
-        if name in options:
-            raise CallError(f"{function}: option {name!r} is given twice")
-        options[name] = _constant(argument.expression, f"{function}: option {name!r}", catalog)
+    for name, argument in zip(names, given):
+        if name in options or name == function.second_name:
+            raise CallError(f"{function.name}: option {name!r} is given twice")
+        options[name] = _constant(argument.expression, f"{function.name}: option {name!r}", catalog)
     return options
 
 
