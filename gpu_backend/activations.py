@@ -74,7 +74,8 @@ def step_memory(
     config = model.config.get_text_config()
     embedding = model.get_input_embeddings()
     hidden = int(getattr(config, "hidden_size", None) or embedding.embedding_dim)
-    dense = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    sizes = getattr(config, "intermediate_size", None) or 4 * hidden
+    dense = int(max(sizes) if isinstance(sizes, (list, tuple)) else sizes)  # a list where layers differ
     experts = int(getattr(config, "num_experts_per_tok", None) or 1)
     of_expert = int(getattr(config, "moe_intermediate_size", None) or dense)
     shared = int(getattr(config, "shared_expert_intermediate_size", None) or 0)

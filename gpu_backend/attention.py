@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AttentionInterface
 
 from .errors import ModelError
-from .kv_cache import LayerAttention, LayerShape
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from .kernel_attention import KernelAttention
     from .step_attention import StepAttention
 
 ATTENTION_NAME = "llmsql_paged"
 """The name under which transformers knows `attention_forward`."""
 
+_step: ContextVar[StepAttention | KernelAttention] = ContextVar("step")
 
-class ShapeProbe:
-    """Stands in for `StepAttention` in the first forward pass: records what each layer keeps, and how it attends."""
 
-    def __init__(self) -> None:
-        self.shapes: dict[int, LayerShape] = {}
-        self.attention: list[LayerAttention] = []
+@contextmanager
+def attending(step: StepAttention | KernelAttention) -> Iterator[None]:
+    """`attention_forward` works with this step meanwhile. Models need not hand it on: some lose keywords on the way."""
+    token = _step.set(step)
+    try:
+        yield
+    finally:
+        _step.reset(token)
+
+
+@contextmanager
+def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The model's layers attend by another function meanwhile; raises ModelError where they cannot."""
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        raise ModelError(no_interface(type(model).__name__))
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ATTENTION_NAME)
+
+
+def no_interface(kind: str) -> str:
+    """What to say of a model whose attention cannot be replaced."""
+    return (
+        f"{kind} brings attention of its own instead of calling transformers' attention interface, as some older"
+        " architectures and those with ALiBi do; the engine cannot run it"
+    )
 
 
 def attention_forward(
@@ -35,26 +63,19 @@ def attention_forward(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    llmsql_step: StepAttention | KernelAttention | ShapeProbe | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers calls it; returns [1, tokens, heads, value_dim] and no weights.
 
-    `llmsql_step` is the keyword that the model runner gives to the model.
+    What else a model may ask for is looked at when it is loaded; see `ShapeProbe`.
     """
+    step = _step.get()
     layer: int = module.layer_idx  # type: ignore[assignment]
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if isinstance(llmsql_step, ShapeProbe):
-        _check_supported(module, attention_mask, others)
-        llmsql_step.shapes[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
-        llmsql_step.attention.append(LayerAttention(scale, sliding_window, softcap))
-        return query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3])), None
-    assert llmsql_step is not None, "the model must be called by the engine's model runner"
-    llmsql_step.write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    out = llmsql_step.attend(
+    step.write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    out = step.attend(
         layer,
         query[0].transpose(0, 1),
-        scale=scale,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
         softcap=softcap,
     )
@@ -62,14 +83,3 @@ def attention_forward(
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_forward)
-
-
-def _check_supported(module: torch.nn.Module, attention_mask: torch.Tensor | None, others: dict[str, Any]) -> None:
-    kind = type(module).__name__
-    if not getattr(module, "is_causal", True):
-        raise ModelError(f"{kind} looks at later tokens: only decoder-only language models can be run")
-    if attention_mask is not None:
-        raise ModelError(f"{kind} brings an attention mask of its own, which the engine does not support")
-    for name in ("s_aux", "position_bias", "alibi", "cu_seq_lens_k_bias"):
-        if others.get(name) is not None:
-            raise ModelError(f"{kind} uses {name}, which the engine does not support")

@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .attention import ATTENTION_NAME
+from .attention import ATTENTION_NAME, no_interface
 from .checkpoint import read_checkpoint
 from .dtypes import resolve_dtype
 from .errors import ModelError
@@ -168,14 +168,6 @@ def _check_architecture(name: str, config: Any) -> None:
             f"model {name!r} ({what}) is not a decoder-only language model: the engine runs models of the kind"
             " LlamaForCausalLM"
         )
-
-
-def no_interface(kind: str) -> str:
-    """What to say of a model whose attention cannot be replaced."""
-    return (
-        f"{kind} brings attention of its own instead of calling transformers' attention interface, as some older"
-        " architectures and those with ALiBi do; the engine cannot run it"
-    )
 
 
 def _check_forward(model: PreTrainedModel) -> None:

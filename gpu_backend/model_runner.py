@@ -6,10 +6,12 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from .activations import StepMemory, step_memory
-from .attention import ShapeProbe
+from .attention import attending, attention_of, no_interface
 from .attention_kernels import attention_kernels
 from .batch import StepBatch
 from .context import read_context
@@ -20,11 +22,11 @@ from .errors import ModelError
 from .file_pages import FilePages
 from .kernel_choice import can_run
 from .kv_cache import KVCache, slots_first
-from .loading import no_interface
 from .logit_rows import logit_rows
 from .memory import free_memory
 from .operators import Operators, TorchOperators
-from .parity import NUM_SLOTS, TOLERANCE, difference, sample_steps
+from .parity import NUM_SLOTS, TOLERANCE, SampleStep, difference, is_packed_right, sample_steps
+from .probe import PROBE_NAME, ShapeProbe
 from .step_attention import StepAttention
 
 if TYPE_CHECKING:
@@ -76,8 +78,14 @@ class ModelRunner:
             self.kernels = "torch"
         self.cache: KVCache | None = None
         self._last_attention: StepAttention | KernelAttention | None = None
-        if fused:
-            self._fuse(shared)
+        try:
+            check_family(self.model)
+        except NotFusedError as reason:
+            logger.info("%s runs by transformers' modules: %s", type(model).__name__, reason)
+            self._check_packed()
+        else:
+            if fused:
+                self._fuse(shared)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -159,23 +167,23 @@ class ModelRunner:
         token_ids: torch.Tensor,  # [tokens] int64
         positions: torch.Tensor,  # [tokens] int64
         keep: torch.Tensor,  # [logits] int64
-        step: StepAttention | KernelAttention | ShapeProbe,
+        step: StepAttention | KernelAttention,
     ) -> torch.Tensor:
         options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
-        output = self.model(
-            input_ids=token_ids[None], position_ids=positions[None], use_cache=False, llmsql_step=step, **options
-        )
+        with attending(step):
+            output = self.model(input_ids=token_ids[None], position_ids=positions[None], use_cache=False, **options)
         logits: torch.Tensor = output.logits[0]
         return logits if self._keeps_logits else logits[keep]
 
     @torch.inference_mode()
     def _probe(self) -> ShapeProbe:
         """Run one token to see what each layer keeps, and that every layer attends through our function."""
-        probe = ShapeProbe()
-        one = torch.zeros(1, dtype=torch.int64, device=self.device)
+        probe = ShapeProbe(read_context(self.model).length)
+        one = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         name = type(self.model).__name__
         try:
-            self._call(one, one, one, probe)
+            with attention_of(self.model, PROBE_NAME), probe.looking():
+                self.model(input_ids=one, position_ids=one, use_cache=False)
         except ModelError:
             raise
         except Exception as error:
@@ -191,15 +199,35 @@ class ModelRunner:
         return probe
 
     @torch.inference_mode()
+    def _check_packed(self) -> None:
+        """Raise ModelError unless rows packed together get the logits that the model gives for each by itself."""
+        name, steps = type(self.model).__name__, self._sample_steps()
+        packed = torch.cat(self._sample_logits(steps, None))
+        rows = [row for step in steps for row in step.rows]
+        alone = [self._alone(rows, "eager")]
+        if getattr(self.model, "_supports_sdpa", False):
+            alone.append(self._alone(rows, "sdpa"))
+        if not is_packed_right(packed, alone):
+            raise ModelError(
+                f"{name} cannot be run: rows that are packed together get other logits than each by itself; some models"
+                " number positions, or mix tokens outside of attention, in a way of their own"
+            )
+
+    def _alone(self, rows: list[npt.NDArray[np.int32]], attention: str) -> torch.Tensor:
+        """The last logits of each row [rows, vocab], by transformers' attention of this name."""
+        logits = []
+        with attention_of(self.model, attention):
+            for row in rows:
+                ids = torch.from_numpy(row).to(self.device, torch.int64)[None]
+                output = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+                logits.append(output.logits[0, -1:])
+        return torch.cat(logits)
+
+    @torch.inference_mode()
     def _fuse(self, shared: bool) -> None:
         """Make the fused decoder, and keep it if its logits are those of the model's modules."""
         name = type(self.model).__name__
-        try:
-            check_family(self.model)
-        except NotFusedError as reason:
-            logger.info("%s runs by transformers' modules: %s", name, reason)
-            return
-        steps = sample_steps(self.vocab_size, read_context(self.model).length)
+        steps = self._sample_steps()
         expected = self._sample_logits(steps, None)
         operators = self._operators()
         copy = not shared or self.weight_bytes <= free_memory(self.device) // 4
@@ -229,13 +257,17 @@ class ModelRunner:
             tolerance,
         )
 
-    def _sample_logits(self, steps: list[StepBatch], decoder: FusedDecoder | None) -> list[torch.Tensor]:
+    def _sample_steps(self) -> list[SampleStep]:
+        return sample_steps(self.vocab_size, read_context(self.model).length)
+
+    def _sample_logits(self, steps: list[SampleStep], decoder: FusedDecoder | None) -> list[torch.Tensor]:
+        batches = [step.batch for step in steps]
         cache = self._new_cache(NUM_SLOTS, "torch" if decoder is None else self.kernels)
         if decoder is None:  # attention by torch, so that kernels are compared as well
             options: dict[str, Any] = {"cascade": self.cascade, "device": self.device}
-            attentions = [StepAttention(batch, cache, **options) for batch in steps]
-            return [self._call(*self._inputs(b), self._index(b), step) for b, step in zip(steps, attentions)]
-        return [self._run_decoder(decoder, batch, cache, min_skipped_tokens=1) for batch in steps]
+            attentions = [StepAttention(batch, cache, **options) for batch in batches]
+            return [self._call(*self._inputs(b), self._index(b), step) for b, step in zip(batches, attentions)]
+        return [self._run_decoder(decoder, batch, cache, min_skipped_tokens=1) for batch in batches]
 
     def _operators(self) -> Operators:
         if self.kernels == "torch":

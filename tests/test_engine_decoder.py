@@ -168,13 +168,13 @@ def test_the_difference_of_logits() -> None:
 
 
 def test_sample_steps_hold_shared_prompts_pieces_and_decoded_tokens() -> None:
-    steps = parity.sample_steps(50, None)
+    steps = [step.batch for step in parity.sample_steps(50, None)]
     lengths = [np.diff(step.table.query_start).tolist() for step in steps]
     assert any(1 in step and max(step) > 4 for step in lengths), "prompts and decoded tokens in one step"
     assert any(len(step.logit_index) < len(step.token_ids) for step in steps)
     assert any((np.bincount(step.table.path_nodes) > 2).any() for step in steps), "a node that several rows read"
     for context in (1, 2, 5):
-        assert max(int(step.positions.max()) for step in parity.sample_steps(50, context)) < max(context, 2)
+        assert max(int(step.batch.positions.max()) for step in parity.sample_steps(50, context)) < max(context, 2)
 
 
 # Whose memory the weights take.
