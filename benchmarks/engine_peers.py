@@ -12,7 +12,8 @@ openvino     continuous batching with prefix caching, and the prefix that all pr
              the time), without which a batch computes it for each row; KV in the model's type. Exports the model with
              `optimum-cli`, which must stand beside the peer's Python
 llama_cpp    the low-level batch interface; the prefix that all prompts share is computed once and copied to all
-             sequences. Needs $LLAMA_CPP_CONVERT, the path of llama.cpp's convert_hf_to_gguf.py
+             sequences of one cache; if it is short, each sequence has a cache of its own and computes all. Needs
+             $LLAMA_CPP_CONVERT, the path of llama.cpp's convert_hf_to_gguf.py
 """
 
 from __future__ import annotations
@@ -167,6 +168,29 @@ def _openvino(spec: dict[str, Any]) -> tuple[Generate, str]:
     return generate, f"openvino-genai {genai.__version__}"
 
 
+# llama.cpp's converter knows tokenizers by their contents, and those of random models are not among them.
+CONVERT_WITHOUT_WORDS = """
+import runpy, sys
+from pathlib import Path
+
+sys.argv = sys.argv[1:]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+import conversion
+
+def set_vocab(model):
+    model.gguf_writer.add_tokenizer_model("none")
+    model.gguf_writer.add_vocab_size(model.hparams["vocab_size"])
+
+def without_words(*arguments, found=conversion.get_model_class, **options):
+    model = found(*arguments, **options)
+    model.set_vocab = set_vocab
+    return model
+
+conversion.get_model_class = without_words
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def _llama_cpp(spec: dict[str, Any]) -> tuple[Generate, str]:
     import ctypes
 
@@ -176,7 +200,7 @@ def _llama_cpp(spec: dict[str, Any]) -> tuple[Generate, str]:
     kind = {"fp32": "f32", "bf16": "bf16"}[spec["dtype"]]
     file = Path(spec["model"]) / f"model-{kind}.gguf"
     if not file.exists():
-        convert = [sys.executable, os.environ["LLAMA_CPP_CONVERT"], spec["model"]]
+        convert = [sys.executable, "-c", CONVERT_WITHOUT_WORDS, os.environ["LLAMA_CPP_CONVERT"], spec["model"]]
         subprocess.run([*convert, "--outtype", kind, "--outfile", str(file)], check=True, stdout=sys.stderr)
     llama.llama_backend_init()
     model = llama.llama_model_load_from_file(str(file).encode(), llama.llama_model_default_params())
@@ -185,12 +209,17 @@ def _llama_cpp(spec: dict[str, Any]) -> tuple[Generate, str]:
 
     def generate(prompts: Prompts, output: int) -> int:
         settings = llama.llama_context_default_params()
-        settings.n_ctx = common_prefix(prompts) + sum(len(prompt) + output for prompt in prompts)
+        prefix = common_prefix(prompts)
+        if 2 * prefix < max(map(len, prompts)):
+            prefix = 0  # a cache for each sequence is faster than one for all, in which rows pass over others' keys
+        settings.kv_unified = prefix > 0
+        lengths = [len(prompt) + output for prompt in prompts]
+        longest = -(-max(lengths) // 256) * 256
+        settings.n_ctx = prefix + sum(lengths) if prefix else len(prompts) * longest
         settings.n_batch = settings.n_ubatch = most
         settings.n_seq_max = len(prompts)
         settings.n_threads = settings.n_threads_batch = spec["threads"]
         settings.type_k = settings.type_v = 0 if spec["dtype"] == "fp32" else 30  # GGML_TYPE_F32, GGML_TYPE_BF16
-        settings.kv_unified = True
         context = llama.llama_init_from_model(model, settings)
         batch = llama.llama_batch_init(most, 0, 1)
         chosen: dict[int, int] = {}
@@ -211,7 +240,6 @@ def _llama_cpp(spec: dict[str, Any]) -> tuple[Generate, str]:
                         )
                         chosen[sequence] = int(np.frombuffer(pointer.contents, np.float32).argmax())
 
-        prefix = common_prefix(prompts)
         run([(0, position, prompts[0][position], False) for position in range(prefix)])
         for sequence in range(1, len(prompts)):
             llama.llama_memory_seq_cp(llama.llama_get_memory(context), 0, sequence, 0, prefix)
