@@ -470,6 +470,38 @@ class TestManyClients:
             in_threads(work, 3)
         assert all(answer.text == "x" for answers in found.values() for answer in answers)
 
+    @pytest.mark.parametrize("way", ["sends", "reads"])
+    def test_who_neither_sends_nor_reads_lets_others_go_first(self, way, monkeypatch):
+        """As a client whose machine has died: its connection does not end."""
+        monkeypatch.setattr("llmsql.serving.turns.PATIENCE", 0.2)
+        fake = FakeModel(lambda prompt, fields, options: fields["x"] * 50)
+        rows = [str(number) * 1000 for number in range(1000)]
+        options = flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {TOKEN}".encode())])
+        descriptor = flight.FlightDescriptor.for_command(Question("answer", CALL).to_bytes())
+        with served(fake, limits=Limits(max_requests=1)) as server, flight.FlightClient(address(server)) as raw:
+            writer, reader = raw.do_exchange(descriptor, options)
+            table = pa.table({"x": rows})
+            writer.begin(table.schema)
+            batches = list(protocol.messages(table))
+            for batch in batches[:1] if way == "sends" else batches:
+                writer.write_batch(batch)
+            if way == "reads":
+                writer.done_writing()
+            with client(server) as model:
+                for _ in range(2):
+                    assert ask(model, pa.table({"x": ["a"]}))[0] == [Answer(0, "a" * 50)]
+            if way == "sends":
+                for batch in batches[1:]:
+                    writer.write_batch(batch)
+                writer.done_writing()
+            found = {}
+            with suppress(StopIteration):
+                while True:
+                    chunk = reader.read_chunk()
+                    found.update({a.row: a.text for a in protocol.read_answers(chunk.data)} if chunk.data else {})
+            assert [found[row] for row in range(len(rows))] == [text * 50 for text in rows]
+            writer.close()
+
     def test_an_answer_that_nobody_reads_is_not_made(self):
         class Endless(FakeModel):
             made = 0

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from llmsql.serving import protocol
 from llmsql.serving.ahead import Ahead
 from llmsql.serving.private_files import read_pem
 from llmsql.serving.protocol import Question, flight
+from llmsql.serving.turns import WATCH, Turn, Turns
 from llmsql.statistics import StageStatistics
 
 LOOPBACK = "127.0.0.1"
-WATCH = 0.25  # seconds between looks at whether a client is still there
 ANSWERS_AHEAD = 1024  # of a client that reads slowly
 SHUTDOWN = 5.0  # seconds for calls to end
 _log = logging.getLogger("llmsql.serving")
@@ -38,7 +39,7 @@ _log = logging.getLogger("llmsql.serving")
 class Limits:
     """What clients may ask: bytes of one request (`protocol.table_size`), and requests in the works at one time.
 
-    Further requests wait for their turn, and send nothing meanwhile.
+    Further requests wait for their turn, and send nothing meanwhile; see `Turns`.
     """
 
     max_request_bytes: int = 256 * 2**20
@@ -82,7 +83,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         self._fingerprint = fingerprint
         self._known_fingerprint: bytes | None = None
         self._fingerprint_lock = threading.Lock()
-        self._slots = threading.Semaphore(limits.max_requests)
+        self._turns = Turns(limits.max_requests)
         self._changed = threading.Condition()
         self._leases = 0
         self._was_held = False
@@ -126,10 +127,10 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
                 return self._lease(context, writer)
             self._check_size(question.size)
             self._check_model(question)
-            with self._slot(context):
-                fields = self._read_fields(reader)
+            with self._turns.turn(lambda: self._check_wanted(context)) as turn:
+                fields = self._read_fields(reader, turn)
                 if question.method == "answer":
-                    self._answer(question, fields, context, writer)
+                    self._answer(question, fields, context, writer, turn)
                 else:
                     writer.write_metadata(json.dumps(self._told(question, fields)).encode())
 
@@ -179,7 +180,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
                 self._leases -= 1
                 self._last_lease = time.monotonic()
 
-    def _answer(self, question: Question, fields: pa.Table, context: Any, writer: Any) -> None:
+    def _answer(self, question: Question, fields: pa.Table, context: Any, writer: Any, turn: Turn) -> None:
         assert question.call is not None
         unwanted = threading.Event()
 
@@ -197,7 +198,8 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
                 self._check_wanted(context)
                 counters = protocol.counters(statistics)
                 if answers:
-                    writer.write_with_metadata(protocol.answer_table(answers), counters)
+                    table = protocol.answer_table(answers)
+                    turn.wait(partial(writer.write_with_metadata, table, counters))
                 elif counters != told:
                     writer.write_metadata(counters)
                 told = counters
@@ -219,14 +221,14 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         cost = estimate(question.call, fields, question.settings)
         return {"rows": cost.rows, "prompt_tokens": cost.prompt_tokens, "computed_tokens": cost.computed_tokens}
 
-    def _read_fields(self, reader: Any) -> pa.Table:
+    def _read_fields(self, reader: Any, turn: Turn) -> pa.Table:
         """The table of fields; its values are checked, because wrong offsets would be read as memory."""
-        schema = reader.schema
+        schema = turn.wait(lambda: reader.schema)
         if not len(schema) or len(set(schema.names)) < len(schema):
             raise ModelError("the request is malformed: fields need names of their own")
         batches: list[pa.RecordBatch] = []
         size = 0
-        for chunk in reader:
+        while (chunk := turn.wait(lambda: next(reader, None))) is not None:
             if chunk.data is None:
                 continue
             size += protocol.table_size(chunk.data)
@@ -254,15 +256,6 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             raise _Gone("the client is gone")
         if self._ending.is_set():
             raise flight.FlightUnavailableError("the engine is ending")
-
-    @contextmanager
-    def _slot(self, context: Any) -> Iterator[None]:
-        while not self._slots.acquire(timeout=WATCH):
-            self._check_wanted(context)
-        try:
-            yield
-        finally:
-            self._slots.release()
 
     def _own_fingerprint(self) -> bytes:
         with self._fingerprint_lock:
