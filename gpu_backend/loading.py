@@ -168,6 +168,13 @@ def _check_architecture(name: str, config: Any) -> None:
             f"model {name!r} ({what}) is not a decoder-only language model: the engine runs models of the kind"
             " LlamaForCausalLM"
         )
+    quantization = getattr(config, "quantization_config", None)
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+        raise ModelError(
+            f"model {name!r} is quantized ({getattr(method, 'value', method)}), which the engine does not support: use"
+            " its weights in float32, bfloat16 or float16"
+        )
 
 
 def _check_forward(model: PreTrainedModel) -> None:
@@ -178,4 +185,6 @@ def _check_forward(model: PreTrainedModel) -> None:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
+    if "custom code" in text and "trust_remote_code" in text:
+        return "it comes with Python code of its own, which runs only with trust_remote_code=True"
     return text.splitlines()[0] if text else type(error).__name__

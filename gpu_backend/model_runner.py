@@ -202,11 +202,14 @@ class ModelRunner:
     def _check_packed(self) -> None:
         """Raise ModelError unless rows packed together get the logits that the model gives for each by itself."""
         name, steps = type(self.model).__name__, self._sample_steps()
-        packed = torch.cat(self._sample_logits(steps, None))
         rows = [row for step in steps for row in step.rows]
-        alone = [self._alone(rows, "eager")]
-        if getattr(self.model, "_supports_sdpa", False):
-            alone.append(self._alone(rows, "sdpa"))
+        try:
+            packed = torch.cat(self._sample_logits(steps, None))
+            alone = [self._alone(rows, "eager")]
+            if getattr(self.model, "_supports_sdpa", False):
+                alone.append(self._alone(rows, "sdpa"))
+        except Exception as error:
+            raise ModelError(f"{name} does not run in the engine: {error}") from error
         if not is_packed_right(packed, alone):
             raise ModelError(
                 f"{name} cannot be run: rows that are packed together get other logits than each by itself; some models"

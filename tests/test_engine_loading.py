@@ -194,6 +194,37 @@ def test_architectures_that_cannot_be_run(make: Any, message: str, tmp_path: Pat
         Engine(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "gptq", "bits": 4, "group_size": 128},
+        {"quant_method": "awq", "bits": 4, "group_size": 128},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        {"quant_method": "compressed-tensors", "config_groups": {}},
+    ],
+    ids=lambda quantization: quantization["quant_method"],
+)
+def test_quantized_weights_are_refused(folder: Path, tmp_path: Path, quantization: dict[str, Any]) -> None:
+    path = copy_of(folder, tmp_path) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": quantization}))
+    with pytest.raises(ModelError, match=rf"is quantized \({quantization['quant_method']}\), which the engine"):
+        Engine(tmp_path)
+
+
+def test_code_that_comes_with_a_model_runs_only_if_allowed(folder: Path, tmp_path: Path) -> None:
+    path = copy_of(folder, tmp_path) / "config.json"
+    code = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (tmp_path / "code.py").write_text("raise SystemExit('the code ran')\n")
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({**known, "auto_map": code}))
+    with Engine(tmp_path) as engine, Engine(folder) as other:  # transformers has code of its own
+        assert answers(engine) == answers(other)
+    path.write_text(json.dumps({**known, "auto_map": code, "model_type": "of-its-own"}))
+    with pytest.raises(ModelError, match="code of its own, which runs only with trust_remote_code=True"):
+        Engine(tmp_path)
+
+
 def hybrid_config() -> Any:
     return T.Lfm2Config(
         **{**SMALL, "num_hidden_layers": 2}, intermediate_size=16, num_key_value_heads=2, full_attn_idxs=[1]
