@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import uuid
@@ -54,19 +55,35 @@ class SparkCluster:
         self.folder = folder
         self.mark = uuid.uuid4().hex
         self.cores = workers * cores
+        self._cores_of_one = cores
+        self._environments = environments
         (folder / "conf").mkdir()
         try:
             self._start("master", "127.0.0.1", ["master.Master"], {})
             self.url = self._said("master", r"Starting Spark master at (spark://\S+)")
             for number in range(workers):
-                size = ["--cores", str(cores), "--memory", "2g", "--work-dir", str(folder / f"work{number}")]
-                command = ["worker.Worker", *size, self.url]
-                self._start(f"worker{number}", f"127.0.0.{number + 2}", command, environments.get(number, {}))
+                self.start_worker(number)
             for number in range(workers):
-                self._said(f"worker{number}", r"Successfully registered with master (\S+)")
+                self.wait_for_worker(number)
         except BaseException:
             self.stop()
             raise
+
+    def start_worker(self, number: int) -> None:
+        """Start a worker, or one that was killed anew."""
+        folder = self.folder / f"work{number}"
+        size = ["--cores", str(self._cores_of_one), "--memory", "2g", "--work-dir", str(folder)]
+        command = ["worker.Worker", *size, self.url]
+        self._start(f"worker{number}", _host(number), command, self._environments.get(number, {}))
+
+    def wait_for_worker(self, number: int) -> None:
+        """Until it is there."""
+        self._said(f"worker{number}", r"Successfully registered with master (\S+)")
+
+    def worker(self, number: int) -> int:
+        """The process of a worker, a JVM."""
+        (pid,) = self.processes(rf"worker\.Worker --host {re.escape(_host(number))} ")
+        return pid
 
     @contextmanager
     def application(self, settings: Mapping[str, Any] = {}) -> Iterator[SparkSession]:
@@ -118,7 +135,7 @@ class SparkCluster:
 
     def _start(self, name: str, host: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         local = self.folder / f"local_{name}"
-        local.mkdir()
+        local.mkdir(exist_ok=True)
         variables = {
             **os.environ,
             # `python3` is this one, and finds the modules beside the tests.
@@ -154,6 +171,10 @@ class SparkCluster:
         return str(found[1])
 
 
+def _host(number: int) -> str:
+    return f"127.0.0.{number + 2}"
+
+
 def as_nodes(folder: Path, number: int) -> dict[int, dict[str, str]]:
     """Variables that make each of so many workers a machine of its own, with its own engines and result cache."""
     return {
@@ -174,6 +195,23 @@ def cluster_of_two(folder: Path, cores: int = 2) -> Iterator[SparkCluster]:
         yield running
     finally:
         running.stop()
+
+
+def hooked_python(folder: Path, code: str, *, only: str = "") -> Path:
+    """A Python for Spark's workers, and the engines that they start, in which `code` runs first.
+
+    Args:
+        folder: where its files go.
+        code: what runs.
+        only: the runtime folder of the machine that has it, if it is only one.
+    """
+    hook, python = folder / "hook", folder / "python3"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(textwrap.dedent(code))
+    here = f'[ "$LLMSQL_RUNTIME_DIR" = "{only}" ] && ' if only else ""
+    python.write_text(f'#!/bin/sh\n{here}export PYTHONPATH={hook}:$PYTHONPATH\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return python
 
 
 class Notes:
@@ -282,6 +320,12 @@ def marked(mark: str) -> dict[int, str]:
         except OSError:  # it has just ended, or is another user's
             continue
     return found
+
+
+def environment(pid: int) -> dict[str, str]:
+    """The variables of a process."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(variable.split("=", 1) for variable in variables if "=" in variable)
 
 
 def parent(pid: int) -> int | None:

@@ -14,7 +14,7 @@ from llmsql.testing import FakeModel
 
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
 
-from spark_cluster import Notes, Running, cluster_of_two, kept_answers, kill
+from spark_cluster import Notes, Running, cluster_of_two, environment, hooked_python, kept_answers, kill
 from spark_cluster_models import HALT, Noting, OnNode
 
 import llmsql.spark
@@ -133,26 +133,81 @@ class TestKilled:
         assert victim not in notes.who("10"), "another process was started"
         assert asked.total() - self.ROWS <= 5, "only what was on its way is asked again"
 
-    def test_an_engine_process_with_a_real_model(self, cluster, spark, tmp_path):
-        """The rows that it was at work on are asked of another one; each of its two tasks has a batch of eight."""
-        rows = 480
-        reviews = reviews_table(rows).select(["review_id", "product_title", "review"])
-        sql = "SELECT review_id, llm('What is it about?', product_title, review, max_tokens => 24) AS said FROM reviews"
+    @pytest.mark.parametrize("process", ["engine", "executor"])
+    def test_with_a_real_engine(self, cluster, spark, notes, tmp_path, process):
+        """Engines are given rows twice that were on their way: a batch of eight of each of the machine's two tasks."""
+        reviews = reviews_table(480).select(["review_id", "product_title", "review"])
+        call = f"llm('{process}: what is it about?', product_title, review, max_tokens => 24)"
+        sql = f"SELECT review_id, {call} AS said FROM reviews"
         with closing(llmsql.connect(model="demo", cache=False)) as con:
             con.register("reviews", reviews)
             wanted = sorted(con.sql(sql).fetchall())
         spark.createDataFrame(reviews.to_pylist()).createOrReplaceTempView("reviews")
-        cache = tmp_path / "answers.sqlite"
-        planned = llmsql.spark.register(spark, model="demo", cache=str(cache), batch_rows=8)
-        query = Running(lambda: sorted(map(tuple, planned.sql(sql).collect())))
-        query.until(lambda: kept_answers(cache) >= rows // 8, "nothing is answered")
-        victim, *_ = cluster.engines()
-        os.kill(victim, signal.SIGSTOP)  # it is in the middle, however fast it is
-        kept = kept_answers(cache)
-        kill(victim)
-        assert query.result() == wanted
-        assert rows // 8 <= kept < rows
+        for pid in cluster.engines():  # of tests before
+            kill(pid)
+        known = spark.sparkContext.pythonExec
+        spark.sparkContext.pythonExec = str(hooked_python(tmp_path, NOTING_ENGINE.format(notes=str(notes.path))))
+        try:
+            planned = llmsql.spark.register(spark, model="demo", cache=True, batch_rows=8)
+            query = Running(lambda: sorted(map(tuple, planned.sql(sql).collect())))
+            engine = query.until(lambda: self.halt_at_work(cluster, notes), "no engine is at work")
+            victim = engine
+            if process == "executor":
+                machine = environment(engine)["LLMSQL_RUNTIME_DIR"]
+                executors = cluster.processes("CoarseGrainedExecutorBackend")
+                (victim,) = [pid for pid in executors if environment(pid)["LLMSQL_RUNTIME_DIR"] == machine]
+            kill(victim)
+            os.kill(engine, signal.SIGCONT)
+            assert query.result() == wanted
+        finally:
+            spark.sparkContext.pythonExec = known
         (stage,) = planned.last_query.stages
-        assert (stage.rows, stage.asked, stage.failed) == (rows, stage.distinct, 0)
-        assert victim not in cluster.engines()
-        assert cluster.engines(), "another was started"
+        assert (stage.rows, stage.distinct, stage.failed) == (480, stage.asked + stage.cached, 0)
+        given, answered = noted(notes, "given"), noted(notes, "answered")
+        print(f"{process}: given twice {given.total() - len(given)}, answered twice {answered.total() - len(answered)}")
+        assert len(given) == len(answered) == stage.distinct
+        assert 0 < given.total() - stage.distinct <= 2 * 8
+        assert answered.total() - stage.distinct <= 2 * 8
+
+    def halt_at_work(self, cluster, notes):
+        """An engine that is in the middle of a batch, and does not go on."""
+        for engine in cluster.engines():
+            os.kill(engine, signal.SIGSTOP)
+            answered = noted(notes, "answered", engine)
+            if len(answered) >= 40 and noted(notes, "given", engine) - answered:
+                return engine
+            os.kill(engine, signal.SIGCONT)
+        return None
+
+
+def noted(notes, what, engine=None):
+    """How often the engines, or one of them, were given a row, or have answered it."""
+    lines = (line.split() for line in notes.path.read_text().splitlines())
+    return Counter(row for pid, one, row in lines if one == what and engine in (None, int(pid)))
+
+
+NOTING_ENGINE = """
+    import sys
+
+    if "llmsql.serving.engine_process" in sys.orig_argv:
+        import json
+        import os
+        import zlib
+
+        from llmsql.embedded import EmbeddedModel
+
+        answer = EmbeddedModel.answer
+
+        def note(what, rows):
+            with open({notes!r}, "a") as notes:
+                notes.writelines(f"{{os.getpid()}} {{what}} {{row:08x}}\\n" for row in rows)
+
+        def noting(self, call, fields, settings, statistics):
+            rows = [zlib.crc32(json.dumps(row, sort_keys=True).encode()) for row in fields.to_pylist()]
+            note("given", rows)
+            for found in answer(self, call, fields, settings, statistics):
+                note("answered", [rows[found.row]])
+                yield found
+
+        EmbeddedModel.answer = noting
+"""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import textwrap
+import venv
+import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,11 +22,24 @@ from llmsql.testing import FakeModel
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
 
 from pyspark.sql import functions as F
-from spark_cluster import MARK, Notes, Running, cluster_of_two, eventually, kept_answers, kill, parent
+from spark_cluster import (
+    MARK,
+    Notes,
+    Running,
+    cluster_of_two,
+    environment,
+    eventually,
+    hooked_python,
+    kept_answers,
+    kill,
+    parent,
+    spark_home,
+)
 from spark_cluster_models import HALT, HUGE, Greedy, Noting
 
 import llmsql.spark
 from llmsql import ModelError
+from llmsql.demo import MODEL_FOLDER
 from llmsql.spark import llm, with_llm
 
 pytestmark = [
@@ -199,7 +218,7 @@ class TestDriver:
             kill(jvm)
             eventually(lambda: driver.poll() is not None, "the driver hangs without its JVM")
         driver.wait()
-        cluster.ended()
+        cluster.ended(GONE)
         assert 20 < kept_answers(cache) < 4000, "the next run finds what was answered"
 
 
@@ -220,6 +239,56 @@ class TestOneEngine:
             assert all(memory[pid] < memory[engine] / 2 for pid in workers), memory
             spark.stop()
             cluster.ended(GONE)
+
+    SQL = "SELECT id, llm('Tell a story', id, max_tokens => 24) AS said FROM range(240)"
+
+    @pytest.fixture(scope="class")
+    def stories(self):
+        with llmsql.connect(model="demo", cache=False) as con:
+            return tuple(sorted(con.sql(self.SQL + " AS t(id)").fetchall()))
+
+    def telling(self, spark, cache):
+        """A query of a real engine, in the middle."""
+        planned = llmsql.spark.register(spark, model="demo", cache=str(cache), batch_rows=8)
+        query = Running(lambda: found(planned.sql(self.SQL)))
+        query.until(lambda: kept_answers(cache) > 20, "nothing is answered")
+        return query
+
+    def test_who_started_it_is_killed(self, cluster, tmp_path, stories):
+        """The Python worker that asked first; the others' engine goes on."""
+        machine = {"spark.executorEnv.LLMSQL_RUNTIME_DIR": str(tmp_path / "run")}
+        with cluster.application(machine) as spark:
+            query = self.telling(spark, tmp_path / "cache")
+            (engine,) = cluster.engines()
+            starter = parent(engine)
+            assert starter in cluster.python_workers()
+            kill(starter)
+            assert query.result() == stories
+            assert cluster.engines() == [engine]
+            spark.stop()
+            cluster.ended(GONE)
+
+    def test_a_worker_of_spark_is_killed(self, cluster, tmp_path, stories):
+        """Its executor, their Python workers and the engine of its machine go, and the other machine does the rest."""
+        with cluster.application() as spark:
+            query = self.telling(spark, tmp_path / "cache")
+            query.until(lambda: len(cluster.engines()) == 2, "no engine on each machine")
+            machine = str(cluster.folder / "run0")
+            there = {pid for pid in cluster.processes() if environment(pid).get("LLMSQL_RUNTIME_DIR") == machine}
+            assert there & set(cluster.engines())
+            kill(cluster.worker(0))
+            try:
+                left = partial(remaining, cluster, there)
+                eventually(lambda: not left(), "processes of the machine are left", left, seconds=GONE)
+                assert query.result() == stories
+            finally:
+                cluster.start_worker(0)
+                cluster.wait_for_worker(0)
+
+
+def remaining(cluster, processes):
+    """Those that are still there."""
+    return processes & set(cluster.processes())
 
 
 def proportional(pid):
@@ -295,25 +364,78 @@ class TestScheduling:
             assert set(notes.asked().values()) == {1}, "answers that went with an executor come from the result cache"
 
 
+class TestSubmitted:
+    """By spark-submit, to machines whose Python has all packages but llmsql: Spark brings it, and a model."""
+
+    SCRIPT = """
+        import json
+        import sys
+        from pathlib import Path
+
+        from spark_cluster import session
+
+        import llmsql.spark
+        from llmsql.spark import llm
+
+        url, folder, model = sys.argv[1:]
+        spark = session(url, Path(folder), {"spark.cores.max": 1})
+        assert "llmsql.zip" in llmsql.kernels.__file__
+        for name in (model, "carried"):
+            planned = llmsql.spark.register(spark, model=name, cache=False)
+            rows = planned.sql("SELECT id, llm('Say', id, max_tokens => 4) AS said FROM range(6)").collect()
+            same = spark.range(6).select("id", llm("Say", "id", max_tokens=4).alias("said")).collect()
+            assert sorted(rows) == sorted(same)
+            print(json.dumps(sorted(map(tuple, rows))))
+        spark.stop()
+    """
+
+    def test_an_archive_of_llmsql(self, cluster, tmp_path):
+        python = self.python_without_llmsql(tmp_path / "environment")
+        with zipfile.ZipFile(tmp_path / "llmsql.zip", "w") as archive:
+            for folder, _, names in os.walk(Path(llmsql.__file__).parent, followlinks=True):
+                for file in (Path(folder) / name for name in names if name.endswith((".py", ".cpp", ".h", ".typed"))):
+                    archive.write(file, file.relative_to(Path(llmsql.__file__).parent.parent))
+        model = shutil.make_archive(str(tmp_path / "model"), "zip", MODEL_FOLDER)
+        (tmp_path / "job.py").write_text(textwrap.dedent(self.SCRIPT))
+        brought = ["--py-files", str(tmp_path / "llmsql.zip"), "--archives", f"{model}#carried"]
+        command = [f"{spark_home()}/bin/spark-submit", "--master", cluster.url, *brought]
+        settings = ["--driver-memory", "512m", "--conf", f"spark.pyspark.python={python}"]
+        tests = str(Path(__file__).parent)
+        done = subprocess.run(
+            [*command, *settings, str(tmp_path / "job.py"), cluster.url, str(tmp_path), str(MODEL_FOLDER)],
+            env={**os.environ, MARK: cluster.mark, "PYTHONPATH": tests, "SPARK_HOME": spark_home()},
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr[-5000:]
+        with llmsql.connect(model="demo", cache=False) as con:
+            wanted = con.sql("SELECT id, llm('Say', id, max_tokens := 4) FROM range(6) t(id) ORDER BY id").fetchall()
+        assert [json.loads(line) for line in done.stdout.splitlines()] == [list(map(list, wanted))] * 2
+        cluster.ended(GONE)
+
+    def python_without_llmsql(self, folder):
+        venv.create(folder, symlinks=True)
+        python = folder / "bin" / "python"
+        (packages,) = folder.glob("lib/python3*/site-packages")
+        # What is found by a path file is searched, but path files in it are not read: that of an installed llmsql.
+        (packages / "all.pth").write_text(sysconfig.get_path("purelib"))
+        command = [python, "-c", "import torch, pyspark; import llmsql"]
+        done = subprocess.run(command, capture_output=True, text=True, env={}, cwd=folder)
+        assert "No module named 'llmsql'" in done.stderr, done.stderr
+        return python
+
+
 class TestBrokenMachines:
     """One of two machines lacks something."""
 
     @pytest.fixture
     def broken(self, cluster, tmp_path):
         """A Python that is broken on the second machine in the way that a file says."""
-        hook = tmp_path / "hook"
-        hook.mkdir()
-        (hook / "sitecustomize.py").write_text(textwrap.dedent(HOOK))
-        python = tmp_path / "python3"
-        second = str(cluster.folder / "run1")
-        python.write_text(
-            f'#!/bin/sh\n[ "$LLMSQL_RUNTIME_DIR" = {second} ] && export PYTHONPATH={hook}:$PYTHONPATH\n'
-            f'exec {sys.executable} "$@"\n'
-        )
-        python.chmod(0o755)
+        python = hooked_python(tmp_path, HOOK, only=str(cluster.folder / "run1"))
 
         def start(how):
-            (hook / "how").write_text(how)
+            (tmp_path / "hook" / "how").write_text(how)
             return python
 
         return start
@@ -351,8 +473,6 @@ class TestBrokenMachines:
         assert str(python) in said
 
     def test_the_model_is_missing(self, spark, broken, tmp_path):
-        from llmsql.demo import MODEL_FOLDER
-
         folder = tmp_path / "own_model"
         folder.symlink_to(MODEL_FOLDER)
         said = self.failure(spark, broken("model"), model=folder)
