@@ -643,7 +643,7 @@ class TestTls:
     def test_encrypted(self, tmp_path):
         key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
         command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+        names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
         subprocess.run([*command, *names], check=True, capture_output=True)
         files = {"location": "grpc+tls://127.0.0.1:0", "certificate": (certificate, key)}
         with served(FakeModel(describe), **files) as server:
@@ -656,9 +656,19 @@ class TestTls:
                 connect(server)
             with pytest.raises(SettingError, match="has no certificate in it"):
                 llmsql.connect(engine=at, token=TOKEN, tls_root=key)
+            with pytest.raises(ModelError, match="the engine's certificate is for other host names"):
+                llmsql.connect(engine=at.replace("127.0.0.1", "localhost"), token=TOKEN, tls_root=certificate)
         with served(FakeModel(describe)) as server:
             with pytest.raises(ModelError, match="the engine is without TLS: its address begins with grpc://"):
                 llmsql.connect(engine=address(server).replace("grpc:", "grpc+tls:"), token=TOKEN)
+        old = tmp_path / "old.pem"
+        signed = ["-x509toreq", "-signkey", str(key), "-in", str(certificate), "-out", str(tmp_path / "request")]
+        subprocess.run(["openssl", "x509", *signed], check=True, capture_output=True)
+        signed = ["-req", "-signkey", str(key), "-in", str(tmp_path / "request"), "-days", "-1", "-out", str(old)]
+        if subprocess.run(["openssl", "x509", *signed], capture_output=True).returncode == 0:  # not with all versions
+            with served(FakeModel(describe), **{**files, "certificate": (old, key)}) as server:
+                with pytest.raises(ModelError, match=r"has expired.*the engine's certificate must be renewed"):
+                    llmsql.connect(engine=f"grpc+tls://127.0.0.1:{server.port}", token=TOKEN, tls_root=old)
         other = tmp_path / "other.pem"
         subprocess.run([*command, "-keyout", str(other), "-out", str(tmp_path / "x")], check=True, capture_output=True)
         with pytest.raises(ModelError, match="certificate and key do not fit"):

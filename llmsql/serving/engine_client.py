@@ -20,6 +20,8 @@ TIMEOUT = 20.0  # seconds for an engine to say that it is there
 MESSAGES_AHEAD = 16  # of answers that are not read yet
 # What gRPC says, and what to do about it.
 ADVICE = {
+    "certificate has expired": "the engine's certificate must be renewed",
+    "is not in peer certificate": "the engine's certificate is for other host names: use one of these in the address",
     "certificate verify failed": "give the file of who signed the engine's certificate (tls_root=…)",
     "wrong version number": "the engine is without TLS: its address begins with grpc://",
     "Socket closed": "if the engine has TLS, its address begins with grpc+tls://",
