@@ -58,7 +58,7 @@ def main(notes: str) -> None:
     frame.createOrReplaceTempView("t")
     model = FakeModel(noted)
     try:
-        for check in (functions, statements, dataframes, failures, limits, an_engine_at_an_address):
+        for check in (functions, statements, dataframes, streams, failures, limits, an_engine_at_an_address):
             check(llmsql.spark.register(connect, model=model), frame, Path(notes))
             print(check.__name__, "is well", flush=True)
         llmsql.spark.register(connect, model=model).close()
@@ -133,6 +133,36 @@ def dataframes(spark, frame, notes):
     kept = frame.transform(where_llm, llm_filter("Is it?", "title"))
     assert rows(kept) == rows(frame.filter(llm_filter("Is it?", "title")))
     assert with_llm(frame.filter("id < 0"), "said", llm("Say", "title")).collect() == []
+
+
+def streams(spark, frame, notes):
+    from llmsql import CallError
+    from llmsql.spark import llm, with_llm
+
+    arriving, told = str(notes.with_suffix(".arriving")), str(notes.with_suffix(".told"))
+    frame.write.parquet(arriving)
+    stream = spark.readStream.schema(frame.schema).option("maxFilesPerTrigger", 1).parquet(arriving)
+
+    def run(writer):
+        query = writer.trigger(availableNow=True).start()
+        assert query.awaitTermination(200)
+        assert query.exception() is None
+
+    asked = stream.select("id", llm("Say", "title").alias("said"))
+    run(asked.writeStream.format("memory").queryName("of_functions"))
+    assert rows(spark.table("of_functions")) == WANTED
+
+    def answer(batch, number, told=told):  # runs in a process of the server's
+        import llmsql.spark
+        from llmsql.testing import FakeModel
+
+        llmsql.spark.register(batch.sparkSession, model=FakeModel(describe))
+        llmsql.spark.with_llm(batch, "said", llmsql.spark.llm("Say", "title")).write.mode("append").parquet(told)
+
+    run(stream.writeStream.foreachBatch(answer))
+    assert rows(spark.read.parquet(told).select("id", "said")) == WANTED
+    with pytest.raises(CallError, match="a stream has no end: use the function as a column, or foreachBatch"):
+        with_llm(stream, "said", llm("Say", "title"))
 
 
 def failures(spark, frame, notes):
