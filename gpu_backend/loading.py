@@ -100,6 +100,8 @@ def _read(name: str, device: torch.device, dtype: str | torch.dtype, trust_remot
             attn_implementation=ATTENTION_NAME,
             **options,
         )
+        if wanted != model.dtype:
+            _compute_buffers(model, wanted)
         place(model, device, wanted, pages=FilePages(model.parameters()))
     except Exception as error:
         if isinstance(error, KeyError) and ATTENTION_NAME in str(error):
@@ -122,6 +124,28 @@ def _adopt(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> 
     except Exception as error:
         raise ModelError(f"{type(model).__name__} takes no other attention: {_first_line(error)}") from error
     return adopted
+
+
+def _compute_buffers(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Constants that modules have computed in the file's type, such as Gemma's factor, are computed in `dtype`."""
+    rounded = [
+        (path, name)
+        for path, module in model.named_modules()
+        for name in sorted(module._non_persistent_buffers_set)
+        if (buffer := module._buffers[name]) is not None and buffer.dtype == model.dtype
+    ]
+    if not rounded:
+        return
+    with torch.device("meta"):
+        empty = type(model)._from_config(copy.deepcopy(model.config), dtype=dtype)
+    for path, name in rounded:
+        module = empty.get_submodule(path)
+        buffer = torch.full_like(model.get_submodule(path)._buffers[name], float("nan"), dtype=dtype)
+        module._buffers[name] = buffer
+        owner = module if isinstance(module, transformers.PreTrainedModel) else empty
+        owner._init_weights(module)
+        if not buffer.isnan().any():
+            model.get_submodule(path)._buffers[name] = buffer
 
 
 def _check_weights(name: str, model: PreTrainedModel, missing: list[str], unexpected: list[str]) -> None:

@@ -92,7 +92,7 @@ def shortfall(logits: torch.Tensor, tokens: list[int]) -> float:
 def _config(rng: np.random.Generator, family: str) -> Any:
     heads = int(rng.choice([1, 2, 3, 4, 5, 7, 12]))
     kv_heads = int(rng.choice([n for n in range(1, heads + 1) if heads % n == 0]))
-    head_dim = int(rng.choice([2, 6, 8, 16, 24, 40, 64, 80, 96, 128, 256] if heads < 4 else [4, 8, 16, 24, 40]))
+    head_dim = int(rng.choice([6, 8, 16, 24, 40, 64, 80, 96, 128, 256] if heads < 4 else [4, 8, 16, 24, 40]))
     own = family in _OWN_HEADS
     hidden = int(rng.choice([16, 33, 50, 64, 71, 100])) if own else heads * head_dim
     if family in ("Llama", "Gemma2", "Gemma3Text"):  # their configurations want a multiple of the heads

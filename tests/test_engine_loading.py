@@ -412,6 +412,24 @@ def test_weights_that_stay_in_float32() -> None:
     assert {weight.dtype for weight in model.model.layers[0].mlp.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("family", ["Gemma2", "Gemma3nText"])
+def test_constants_of_the_code_are_not_rounded_to_the_files_type(family: str, tmp_path: Path) -> None:
+    small = {**SMALL, "hidden_size": 14, "num_key_value_heads": 1, "intermediate_size": 16, "head_dim": 8}
+    if family == "Gemma3nText":
+        small |= {"hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": 60, "intermediate_size": [16]}
+        small |= {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0], "laurel_rank": 2}
+    torch.manual_seed(0)
+    config = getattr(T, f"{family}Config")(**small, initializer_range=0.4)
+    T.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    model = T.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    prompt = [9, 20, 33, 4]
+    with torch.inference_mode():
+        expected = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1).max()
+    with Engine(tmp_path, dtype="float32") as engine:
+        (answer,) = engine.generate([Request(0, prompt, max_tokens=1, return_log_probs=True)])
+    assert answer.log_probs == pytest.approx([float(expected)], abs=1e-5)
+
+
 def test_bfloat16_runs(folder: Path) -> None:
     with Engine(folder, dtype="bfloat16") as engine:
         prompts = tree_prompts(8)
