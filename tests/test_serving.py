@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -369,6 +369,13 @@ class TestBadClients:
         good = pa.record_batch({"x": ["a"]})
         for command in (b"", b"\xff\xfe", b"[]", b"7", b'{"method": "answer"}'):
             assert "the request is not one of llmsql's" in self.send(server, command, [good])
+
+    def test_connections_that_say_nothing(self, server):
+        with ExitStack() as silent:
+            for _ in range(200):
+                silent.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            with client(server) as model:
+                assert ask(model, pa.table({"x": ["a"]}))[0] == [Answer(0, "Say|x='a'")]
 
     @pytest.mark.parametrize(
         ("changes", "message"),
