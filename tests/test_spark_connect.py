@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -235,7 +236,21 @@ def an_engine_at_an_address(spark, frame, notes):
 
 
 @pytest.mark.timeout(600)
+def wait_for_port(port=15002, seconds=120):
+    """Until no other server has the only port on which `SparkSession.builder.remote("local")` starts one."""
+    end = time.monotonic() + seconds
+    while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                return probe.bind(("0.0.0.0", port))
+            except OSError:
+                assert time.monotonic() < end, f"another process has port {port}, which Spark Connect needs"
+        time.sleep(1)
+
+
 def test_over_connect(tmp_path):
+    wait_for_port()
     command = [sys.executable, __file__, str(tmp_path / "notes")]
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # what the server runs as worker
     done = subprocess.run(command, capture_output=True, text=True, timeout=580, env=environment)
