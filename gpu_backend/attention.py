@@ -8,13 +8,9 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AttentionInterface
-
-from .errors import ModelError
+from transformers import AttentionInterface, PreTrainedModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from .kernel_attention import KernelAttention
     from .step_attention import StepAttention
 
@@ -36,14 +32,18 @@ def attending(step: StepAttention | KernelAttention) -> Iterator[None]:
 
 @contextmanager
 def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """The model's layers attend by another function meanwhile; raises ModelError where they cannot."""
-    model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:
-        raise ModelError(no_interface(type(model).__name__))
+    """The model's layers attend by transformers' function of another name meanwhile.
+
+    Without `set_attn_implementation`, which refuses code that does not read as transformers' own.
+    """
+    configs = list({id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values())
+    for config in configs:
+        config._attn_implementation = name
     try:
         yield
     finally:
-        model.set_attn_implementation(ATTENTION_NAME)
+        for config in configs:
+            config._attn_implementation = ATTENTION_NAME
 
 
 def no_interface(kind: str) -> str:

@@ -225,6 +225,35 @@ def test_code_that_comes_with_a_model_runs_only_if_allowed(folder: Path, tmp_pat
         Engine(tmp_path)
 
 
+CODE = """
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class Config(LlamaConfig):
+    model_type = "of-its-own"
+
+class Attention(nn.Module):  # of code that has a class like this, transformers expects its own idioms
+    pass
+
+class ModelForCausalLM(LlamaForCausalLM):
+    config_class = Config
+"""
+
+
+def test_code_that_comes_with_a_model_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = copy_of(folder, tmp_path) / "config.json"
+    (tmp_path / "its_own_code.py").write_text(CODE)
+    code = {"AutoConfig": "its_own_code.Config", "AutoModelForCausalLM": "its_own_code.ModelForCausalLM"}
+    own = {"auto_map": code, "model_type": "of-its-own", "architectures": ["ModelForCausalLM"]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    modules = str(tmp_path / "modules")
+    monkeypatch.setattr(T.dynamic_module_utils, "HF_MODULES_CACHE", modules)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with Engine(tmp_path, trust_remote_code=True) as engine, Engine(folder) as other:
+        assert engine.decoder == "transformers"
+        assert answers(engine) == answers(other)
+
+
 def hybrid_config() -> Any:
     return T.Lfm2Config(
         **{**SMALL, "num_hidden_layers": 2}, intermediate_size=16, num_key_value_heads=2, full_attn_idxs=[1]
