@@ -88,6 +88,8 @@ def fuse(
     embedding, context = base.embed_tokens, read_context(model).length
     scale, device = _embedding_scale(embedding), embedding.weight.device
     embed, head = parts.ends(embedding, model.lm_head)
+    if pages is not None:
+        pages.drop()  # of the head
     return FusedDecoder(
         embedding=embed,
         embedding_scale=scale,

@@ -422,6 +422,16 @@ def test_pages_of_weight_files_are_given_back(tmp_path: Path) -> None:
     assert torch.equal(mapped, weight)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mapped files are given back on Linux only")
+def test_the_files_head_does_not_stay_in_memory_beside_the_packed_one(tmp_path: Path) -> None:
+    config = T.LlamaConfig(**{**SMALL, "vocab_size": 65536, "hidden_size": 64}, intermediate_size=16)
+    T.LlamaForCausalLM(config).save_pretrained(tmp_path)  # 16 MiB of embeddings, and as much for the head
+    with Engine(tmp_path, kv_memory="1MB") as engine:
+        decoder = engine._runner.decoder
+        assert decoder is not None
+        assert resident(decoder.embedding.weight) < 24 * 1024, "the embeddings, and not the head"
+
+
 def test_changes_to_a_mapped_model_object_are_kept(folder: Path) -> None:
     model = T.AutoModelForCausalLM.from_pretrained(folder)
     for weight in model.parameters():
