@@ -34,10 +34,10 @@ from pyspark.sql import functions as F
 from spark_session import frame_of, local_session
 
 import llmsql.spark
-from llmsql.spark import llm, llm_classify, llm_filter
+from llmsql.spark import llm, llm_agg, llm_classify, llm_extract, llm_filter
 from llmsql.spark.partition import PartitionFunction
 from llmsql.spark.requirements import check_java, check_pyspark
-from llmsql.spark.worker_models import placed, worker_models
+from llmsql.spark.worker_models import IDLE_SECONDS, placed, worker_models
 
 pytestmark = pytest.mark.spark
 
@@ -241,6 +241,14 @@ class TestErrors:
     def test_wrong_columns_fail_on_the_driver(self):
         with pytest.raises(CallError, match="no option 'max_token'; did you mean 'max_tokens'"):
             llm("Say", "title", max_token=3)
+        with pytest.raises(
+            CallError, match=r"llm_classify has no option 'label'; did you mean 'labels'\? .*: labels, "
+        ):
+            llm_classify("Which?", "title", label=["x"])
+        with pytest.raises(CallError, match="llm_extract has no option 'shema'; did you mean 'schema'"):
+            llm_extract("Who?", "title", shema="STRUCT(a INT)")
+        with pytest.raises(CallError, match="llm_agg has no option 'retun_type'; its options are: distinct_rows, "):
+            llm_agg("Sum", "title", retun_type="INT")
         with pytest.raises(CallError, match="'on_error' must be 'null', 'fail' or 'return'"):
             llm_filter("Is it?", "title", on_error="stop")
         with pytest.raises(CallError, match=r"llm_filter has no field to ask about: .*\{review\}"):
@@ -337,6 +345,19 @@ class TestEngine:
         models = worker_models(folder, settings)
         assert worker_models(folder, settings.changed(batch_rows=5)) is models
         assert worker_models(folder, settings.changed(dtype="float32")) is not models
+        assert models.cache is not None
+        assert worker_models(folder, settings.changed(cache=False)).cache is None
+
+    def test_a_worker_lets_go_of_a_model_that_nobody_asks(self, folder):
+        settings = Settings(cache=False)
+        models = worker_models(folder, settings)
+        models.used -= IDLE_SECONDS + 1
+        other = settings.changed(dtype="float32")
+        kept = worker_models(folder, other)
+        with pytest.raises(LlmsqlError, match="is closed"):
+            next(models.get(None).answer(None, None, None, None))
+        assert worker_models(folder, other) is kept
+        assert worker_models(folder, settings) is not models
 
     @pytest.mark.parametrize("engine", ["node", "process"])
     def test_same_answers_as_duckdb_and_shared_prefixes(self, spark, folder, engine):

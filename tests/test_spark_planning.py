@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
 import sys
+import threading
+import time
+import warnings
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,13 +25,14 @@ from llmsql.testing import FakeModel
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
 
 from pyspark import cloudpickle
-from pyspark.sql import Row
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from spark_session import frame_of, local_session
 
 import llmsql.spark
 from llmsql.spark import llm, llm_classify, llm_filter, where_llm, with_llm
-from llmsql.spark.kept_frames import kept_frames
+from llmsql.spark.kept_frames import kept_frames, sweep
+from llmsql.spark.registration import registration_of
 from llmsql.spark.requirements import check_java, pyspark_version
 
 pytestmark = pytest.mark.spark
@@ -192,6 +198,24 @@ class TestStatements:
         with pytest.raises(QueryError, match="`nothing` cannot be resolved"):
             spark.sql("SELECT llm('Say', title) FROM products WHERE nothing > 3")
 
+    @pytest.mark.parametrize(
+        ("call", "said"),
+        [
+            ("llm_classify('Q', title, label => array('a', 'b'))", "llm_classify has no option 'label'; .* 'labels'"),
+            ("llm_extract('Q', title, shema => 'STRUCT(a INT)')", "llm_extract has no option 'shema'; .* 'schema'"),
+            ("llm('Q', title, retun_type => 'INT')", "llm has no option 'retun_type'; .* 'return_type'"),
+            ("llm_agg('Q', title, max_token => 3)", "llm_agg has no option 'max_token'; .* 'max_tokens'"),
+            ("llm_filter('Q', title, tokens => 3)", "llm_filter has no option 'tokens'; its"),
+        ],
+    )
+    def test_a_misspelt_option_is_named_with_all_that_there_are(self, spark, call, said):
+        sql = f"SELECT {call} FROM products"
+        for run in (spark.sql, spark.dry_run, spark.explain, lambda sql: spark.sql(f"EXPLAIN {sql}")):
+            with pytest.raises(CallError, match=rf"{said}.* options are: .*model, on_error.*\(line 1, column"):
+                run(sql)
+        with pytest.raises(CallError, match=said):
+            spark.sql(f"UPDATE products SET title = {call}")
+
     def test_explain(self, spark):
         text = spark.explain("SELECT llm('Say', title) AS t FROM products WHERE price > 3")
         assert "ask llm('Say', title)" in text
@@ -246,23 +270,77 @@ class TestDataFrames:
             where_llm(spark.table("reviews"), llm("Say", "body"))
 
     def test_answers_are_given_back_when_nothing_can_read_them(self, spark):
-        kept = kept_frames(spark.spark)
         result = with_llm(spark.table("products"), "said", llm("Say", "title"))
         built = result.filter("product_id < 3")
-        number = len(kept)
+        (answers,) = kept_frames(spark.spark)._kept[-1][1]
         del result
-        collect_garbage(spark)
-        kept.sweep()
+        for _ in range(5):
+            collect_garbage(spark)
+            time.sleep(0.5)  # the JVM hears within a second of what Python has let go
+        assert answers.storageLevel.useMemory
         before = asked(spark)
         assert built.count() == 3
         assert asked(spark) == before, "what is built on a result holds its answers"
-        assert len(kept) <= number
         del built
+        wait_until(lambda: collect_garbage(spark) is None and not answers.storageLevel.useMemory)
+
+
+class TestLongSessions:
+    """What a session holds after some statements is what it holds after more of them."""
+
+    STATEMENTS = (
+        "SELECT title, llm('Match', title, body) AS t FROM products JOIN reviews USING (product_id) ORDER BY t",
+        "WITH said AS (SELECT llm('Say', body) AS t FROM reviews LIMIT 9) SELECT a.t FROM said a JOIN said b USING (t)",
+        "SELECT review_id FROM reviews WHERE llm_filter('Good?', body) AND llm_filter('Kind?', author) AND rating > 1",
+        "SELECT review_id FROM reviews WHERE llm_filter('Good?', body) LIMIT 3",
+        "SELECT llm('Say', 'fail', on_error => 'fail')",
+        "SELECT llm('Say', nothing) FROM reviews",
+        "EXPLAIN SELECT llm('Say', title) FROM products",
+        "SELECT count(*) FROM llm_errors()",
+    )
+
+    @pytest.mark.spark_cluster
+    def test_nothing_is_left_of_a_statement(self, spark, monkeypatch):
+        monkeypatch.setattr("llmsql.spark.desk.KEPT_ACCOUNTS", 1)  # of statements that were stopped
+        for _ in range(2):  # the first round fills what is made once
+            self._round(spark)
+        wait_until(lambda: self._held(spark)["persisted"] == 0)
+        before = self._held(spark)
+        self._round(spark)
+        wait_until(lambda: self._held(spark) == before, lambda: f"{before}\n{self._held(spark)}")
+
+    def _round(self, spark):
+        for sql in self.STATEMENTS:
+            with contextlib.suppress(LlmsqlError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                spark.sql(sql).collect()
+        own = SparkSession(spark.sparkContext, spark._jsparkSession)  # as each micro-batch of a stream has one
+        with_llm(DataFrame(spark.table("products")._jdf, own), "said", llm("Say", "title")).collect()
+
+    def _held(self, spark):
+        registration_of(spark.spark).counters._value.clear()  # of attempts, which are bounded by themselves
         collect_garbage(spark)
-        kept.sweep()
-        assert len(kept) < number
+        ours = ("llmsql.", "pyspark.", "py4j.java_gateway")
+        kinds = Counter(f"{type(one).__module__}.{type(one).__name__}" for one in gc.get_objects())
+        return {
+            "objects": {kind: number for kind, number in sorted(kinds.items()) if kind.startswith(ours)},
+            "kept": len(kept_frames(spark.spark)),
+            "persisted": spark.sparkContext._jsc.getPersistentRDDs().size(),
+            "views": [row.tableName for row in spark.spark.sql("SHOW TABLES").collect()],
+            "threads": threading.active_count(),
+        }
 
 
 def collect_garbage(spark):
+    """Have Python and the JVM collect their garbage, and answers given back."""
     gc.collect()
     spark.sparkContext._jvm.System.gc()
+    sweep(spark.spark)
+
+
+def wait_until(done, shown=lambda: "it did not happen"):
+    """Wait for what other threads do; a machine may be slow."""
+    end = time.monotonic() + 120
+    while not done():
+        assert time.monotonic() < end, shown()
+        time.sleep(0.3)

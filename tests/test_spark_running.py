@@ -18,7 +18,7 @@ from llmsql.estimate import Estimate
 from llmsql.failures import LlmsqlWarning
 from llmsql.functions import Call
 from llmsql.interruption import InterruptError
-from llmsql.statistics import QueryStatistics, StageStatistics
+from llmsql.statistics import QueryStatistics, RowFailure, StageStatistics
 from llmsql.testing import FakeModel
 
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
@@ -350,6 +350,16 @@ class TestCounters:
         param.addInPlace(total, {(LLM, Attempt(4, 0, 6000)): part(1)})
         assert len(total) < 5002
 
+    def test_the_latest_failed_rows_are_kept(self):
+        param = _CountersParam()
+        total = param.zero({})
+        for number in range(9):
+            part = StageStatistics(asked=700, failed=700)
+            part.failures = [RowFailure("llm", {"x": number}, "no")] * 700
+            param.addInPlace(total, {(LLM, Attempt(number, 0, number)): part})
+        assert [len(part.failures) for part in total.values()] == [0] * 6 + [600, 700, 700]
+        assert summed(total)[LLM].failed == 6300
+
 
 class TestDesk:
     @pytest.fixture
@@ -374,6 +384,15 @@ class TestDesk:
             other._next = 0.0
             with pytest.raises(BudgetError, match="max_rows is 10"):
                 other.look()
+
+    def test_late_tasks_of_a_stopped_statement_stop_too(self, desk):
+        account = Account(Budget())
+        with self.report(desk, account) as report:
+            account.stop(BudgetError("too much"))
+            desk.forget("statement")
+            assert account not in desk._queries.values(), "its error holds all of the statement"
+            with pytest.raises(BudgetError, match="too much"):
+                report.look()
 
     def test_tokens(self, desk):
         account = Account(Budget(max_tokens=100))

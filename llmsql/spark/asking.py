@@ -14,7 +14,7 @@ from pyspark.sql.types import BooleanType, StructField, StructType
 from llmsql.answers import arrow_type
 from llmsql.planner.plan import Stage
 from llmsql.spark.connect import ask_over_connect
-from llmsql.spark.counters import make_counters, summed
+from llmsql.spark.counters import stage_counters, summed
 from llmsql.spark.kept_frames import dear_rows, read_once, without_plan
 from llmsql.spark.known_answers import KNOWN, KnownAnswers, look_up_function, may_be_known
 from llmsql.spark.layout import Sizes, lay_out, sizes
@@ -100,16 +100,16 @@ def _look_up(
     schema: StructType,
 ) -> tuple[DataFrame | None, DataFrame]:
     """The tuples whose answers are known, with them, and the others."""
-    counters = make_counters(registration.context)
-    all_counters = (counters, registration.counters)
-    look_up = look_up_function(KnownAnswers(stage, registration.model, registration.settings, all_counters))
     wider = StructType([*asked.schema.fields, schema[VALUE], StructField(KNOWN, BooleanType())])
-    with task_errors(stage.call_sql):
+    with stage_counters(registration.context) as counters, task_errors(stage.call_sql):
+        known = KnownAnswers(stage, registration.model, registration.settings, registration.counters_with(counters))
+        look_up = look_up_function(known)
         looked = read_once(asked.mapInArrow(look_up, wider))  # later, more would be known
         number = looked.filter(KNOWN).count()
+        cached = sum(part.cached for part in summed(dict(counters.value)).values())
     if not number:
         return None, asked
-    statistics.cached += sum(part.cached for part in summed(dict(counters.value)).values())
+    statistics.cached += cached
     LOG.info("stage %s: the answers to %d tuples are known", stage.call_sql, number)
     return looked.filter(KNOWN).select(*schema.names), looked.filter(~F.col(KNOWN)).select(*asked.columns)
 
@@ -142,20 +142,20 @@ def _ask_all(
         *(stage.call_sql, found.rows, found.distinct, found.characters),
         *(layout.partitions, "chance" if layout.places is None else "what they share"),
     )
-    counters = make_counters(registration.context)
-    work = function(stage, model, settings, (counters, registration.counters), running.allowance)
-    answers = layout.apply(asked).mapInArrow(map_function(work), schema).persist(dear_rows(asked.sparkSession))
     total = found.distinct if settings.deduplicate else found.rows
-    try:
-        with running.asking(stage.call_sql, stage.name, total, statistics) as live:
-            try:
-                answers.count()
-            finally:
-                live.counters = dict(counters.value)
-        running.check()
-    except BaseException:
-        answers.unpersist()
-        raise
-    finally:
-        layout.unpersist()
+    with stage_counters(registration.context) as counters:
+        work = function(stage, model, settings, registration.counters_with(counters), running.allowance)
+        answers = layout.apply(asked).mapInArrow(map_function(work), schema).persist(dear_rows(asked.sparkSession))
+        try:
+            with running.asking(stage.call_sql, stage.name, total, statistics) as live:
+                try:
+                    answers.count()
+                finally:
+                    live.counters = dict(counters.value)
+            running.check()
+        except BaseException:
+            answers.unpersist()
+            raise
+        finally:
+            layout.unpersist()
     return answers

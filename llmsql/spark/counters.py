@@ -7,16 +7,17 @@ counters travel under the name of its attempt, and of the attempts at one partit
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyspark import Accumulator, SparkContext, TaskContext
-from pyspark.accumulators import AccumulatorParam
+from pyspark.accumulators import AccumulatorParam, _accumulatorRegistry
 from pyspark.sql import SparkSession
 
 from llmsql.functions import Call
-from llmsql.statistics import QueryStatistics, StageStatistics
+from llmsql.statistics import MAX_KEPT_FAILURES, QueryStatistics, StageStatistics
 
 IN_PLACE = "in place"  # of a call that runs as a function
 KEPT_PARTS = 4096  # of a session's counters; beyond, those of earlier stages are put together
@@ -52,14 +53,41 @@ class _CountersParam(AccumulatorParam[Counters]):  # type: ignore[misc]
         for key, part in value2.items():
             total = value1.setdefault(key, StageStatistics(call=part.call, place=part.place))
             total.add(part)
+            if part.failures:
+                _keep_latest_failures(value1)
         if len(value1) > KEPT_PARTS:
             _put_together(value1)
         return value1
 
 
 def make_counters(context: SparkContext) -> Accumulator[Counters]:
-    """An empty accumulator of counters by call."""
+    """An empty accumulator of counters by call, which PySpark keeps for as long as this process lives."""
     return context.accumulator({}, _CountersParam())
+
+
+@contextmanager
+def stage_counters(context: SparkContext) -> Iterator[Accumulator[Counters]]:
+    """An empty accumulator for the tasks of one stage; after the block its counts are gone."""
+    counters = make_counters(context)
+    try:
+        yield counters
+    finally:
+        forget_counters(counters)
+
+
+def forget_counters(counters: Accumulator[Counters]) -> None:
+    """Let what was counted go; what tasks count from now on goes nowhere."""
+    _accumulatorRegistry[counters.aid] = _NOBODY
+
+
+class _Nobody:
+    """Hears the tasks that end after their stage, such as copies of slow ones, which PySpark wants to be heard."""
+
+    def __iadd__(self, update: Counters) -> _Nobody:
+        return self
+
+
+_NOBODY: Any = _Nobody()
 
 
 def count(counters: Accumulator[Counters], call: Call, rows: int, part: StageStatistics) -> None:
@@ -103,6 +131,14 @@ def _put_together(parts: Counters) -> None:
         del parts[key]
     for call, part in summed(earlier).items():
         parts[call, EARLIER] = part
+
+
+def _keep_latest_failures(parts: Counters) -> None:
+    """Let go of the failed rows of the earliest attempts when there are twice as many as are ever shown."""
+    kept = 0
+    for part in reversed(parts.values()):
+        del part.failures[max(0, 2 * MAX_KEPT_FAILURES - kept) :]
+        kept += len(part.failures)
 
 
 @dataclass(frozen=True)

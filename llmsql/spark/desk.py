@@ -141,7 +141,10 @@ class Desk:
         with self._lock:
             account = self._accounts.pop(name, None)
             if account is not None and account.problem is not None:
-                self._keep(name, account)
+                # Without what was counted, who listened, and the stack of the error, which holds all of the statement.
+                stopped = Account(account.budget)
+                stopped.stop(known_error(type(account.problem).__name__, str(account.problem)))
+                self._keep(name, stopped)
 
     def close(self) -> None:
         """Stop listening."""

@@ -16,7 +16,6 @@ from llmsql.model import Model
 from llmsql.planner import Filters, Materialise, Plan, Stage
 from llmsql.planner.plan import ROW_NUMBER
 from llmsql.spark.asking import ask
-from llmsql.spark.counters import make_counters
 from llmsql.spark.plan_runner import SparkPlanRunner
 from llmsql.spark.registration import Registration
 from llmsql.spark.reports import Report
@@ -35,9 +34,8 @@ class SparkDryRunner(SparkPlanRunner):
     def __init__(self, spark: SparkSession, run: Callable[[str], DataFrame], registration: Registration):
         unlimited = {"max_rows": None, "max_tokens": None, "max_seconds": None}
         quiet = registration.settings.changed(progress=False, on_error="null", **unlimited)
-        # What is guessed was not asked.
-        counters = None if registration.context is None else make_counters(registration.context)
-        super().__init__(spark, run, replace(registration, settings=quiet, counters=counters), QueryStatistics())
+        # What is guessed was not asked, and counts nowhere else.
+        super().__init__(spark, run, replace(registration, settings=quiet, counters=None), QueryStatistics())
         self._settings = registration.settings
         self._guesses = Guesses("spark")
         self._guessed: set[tuple[Call, tuple[str, ...]]] = set()

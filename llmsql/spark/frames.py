@@ -16,7 +16,7 @@ from llmsql.planner.plan import Stage
 from llmsql.planner.scratch_names import fresh_name
 from llmsql.spark.asking import ask
 from llmsql.spark.counters import note_query
-from llmsql.spark.kept_frames import kept_frames, read_once
+from llmsql.spark.kept_frames import kept_frames, read_once, sweep
 from llmsql.spark.llm_column import LlmColumn, call_of
 from llmsql.spark.requirements import is_connect
 from llmsql.spark.running import Running
@@ -78,8 +78,7 @@ def _answered(frame: DataFrame, llm: LlmColumn) -> tuple[DataFrame, str, list[st
         raise CallError("with_llm, where_llm: a stream has no end: use the function as a column, or foreachBatch")
     started = time.perf_counter()
     registration = llm.registration
-    kept = kept_frames(frame.sparkSession)
-    kept.sweep()
+    sweep(frame.sparkSession)
     frames: list[DataFrame] = []
     if is_connect(frame.sparkSession) or not _is_stable(frame):  # over Connect nothing tells
         frame = read_once(frame)
@@ -125,7 +124,7 @@ def _answered(frame: DataFrame, llm: LlmColumn) -> tuple[DataFrame, str, list[st
         named[f"{prefix}_fields"].getField(member).eqNullSafe(answers[key]) for member, key in zip(members, stage.keys)
     ]
     joined = named.join(answers, reduce(lambda left, right: left & right, same), "left")
-    kept.keep(joined, frames)
+    kept_frames(frame.sparkSession).keep(joined, frames)
     return joined, stage.value, [f"{prefix}_fields", *stage.keys]
 
 

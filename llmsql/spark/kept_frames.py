@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +30,7 @@ class KeptFrames:
     def __init__(self) -> None:
         self._kept: list[tuple[Any, list[DataFrame]]] = []
         self._unread: list[Callable[[], object]] = []  # checkpoints on a server, each to be given back
+        self._lock = threading.Lock()
 
     def keep(self, result: DataFrame, frames: list[DataFrame]) -> None:
         """Keep `frames` for as long as `result`, or what is built on it, can be read."""
@@ -36,7 +38,8 @@ class KeptFrames:
             plan = result._jdf.queryExecution().analyzed()
             jvm = result.sparkSession.sparkContext._jvm
             assert jvm is not None
-            self._kept.append((jvm.java.lang.ref.WeakReference(plan), frames))
+            with self._lock:
+                self._kept.append((jvm.java.lang.ref.WeakReference(plan), frames))
 
     def take(self, checkpoint: DataFrame) -> None:
         """Give a checkpoint of Spark Connect back with the `sweep` after its last reader is gone.
@@ -54,15 +57,17 @@ class KeptFrames:
         """Give back what nothing can read any more."""
         while self._unread:
             self._unread.pop()()  # one that is gone at once, and tells the server
-        unused = [frames for plan, frames in self._kept if plan.get() is None]
-        self._kept = [(plan, frames) for plan, frames in self._kept if not any(frames is one for one in unused)]
+        with self._lock:
+            unused = [frames for plan, frames in self._kept if plan.get() is None]
+            self._kept = [(plan, frames) for plan, frames in self._kept if not any(frames is one for one in unused)]
         for frames in unused:
             give_back(frames)
 
     def clear(self) -> None:
         """Give everything back; results that are still in use would ask again (over Connect they stay)."""
         self.sweep()
-        kept, self._kept = self._kept, []
+        with self._lock:
+            kept, self._kept = self._kept, []
         for _, frames in kept:
             give_back(frames)
 
@@ -76,6 +81,21 @@ _by_session: weakref.WeakKeyDictionary[SparkSession, KeptFrames] = weakref.WeakK
 def kept_frames(spark: SparkSession) -> KeptFrames:
     """Those of a session."""
     return _by_session.setdefault(spark, KeptFrames())
+
+
+def sweep(spark: SparkSession) -> None:
+    """Give back what nothing can read any more, of all sessions: every micro-batch of a stream comes with its own.
+
+    What sessions had whose application has ended is gone with it.
+    """
+    for session, kept in list(_by_session.items()):
+        if is_connect(session):
+            if session is spark:
+                kept.sweep()
+        elif session.sparkContext._jsc is None:
+            del _by_session[session]
+        else:
+            kept.sweep()
 
 
 def give_back(frames: list[DataFrame]) -> None:

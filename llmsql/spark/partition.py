@@ -14,7 +14,6 @@ from llmsql.arguments import answer_arguments, answer_in_place, struct_fields
 from llmsql.buffering import buffered
 from llmsql.functions import FUNCTIONS, Call
 from llmsql.model import Model
-from llmsql.models import ModelSet
 from llmsql.operator import evaluate
 from llmsql.settings import Settings
 from llmsql.spark.counters import IN_PLACE, Counters, count
@@ -50,19 +49,16 @@ class PartitionFunction:
         Up to `settings.batch_rows` rows (and the rest of a batch) are held at a time; equal rows among them are asked
         once, and all of them are ordered together.
         """
-        models: ModelSet | None = None
         with closing(Report(self.allowance, IN_PLACE, self.name)) as report:
             columns = (batch if isinstance(batch, tuple) else (batch,) for batch in batches)
             for held in buffered(columns, self.settings.batch_rows, _num_rows):
-                if models is None:  # an empty partition loads no model
-                    models = worker_models(self.model, self.settings)
                 joined = [pa.chunked_array(arrays) for arrays in zip(*held)]
-                yield from _cut(self._answer(joined, models, report), map(_num_rows, held))
+                yield from _cut(self._answer(joined, report), map(_num_rows, held))
 
-    def _answer(self, columns: list[pa.ChunkedArray], models: ModelSet, report: Report) -> pa.Array:
+    def _answer(self, columns: list[pa.ChunkedArray], report: Report) -> pa.Array:
         def ask(call: Call, fields: pa.Table, prompts: pa.ChunkedArray | None = None) -> pa.Array:
             statistics = StageStatistics(call=f"{call.function}({call.prompt or '…'})", place=IN_PLACE, more=True)
-            model = models.get(call.model, report)
+            model = worker_models(self.model, self.settings).get(call.model, report)
             try:
                 with report.watching(statistics):
                     return evaluate(call, fields, model, self.settings, statistics, prompts=prompts)

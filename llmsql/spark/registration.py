@@ -18,7 +18,7 @@ from llmsql.errors import LlmsqlError, SettingError
 from llmsql.functions import FUNCTIONS, Call, cached_type
 from llmsql.model import Model
 from llmsql.settings import NODE, Settings
-from llmsql.spark.counters import Counters, make_counters, read_counters
+from llmsql.spark.counters import Counters, forget_counters, make_counters, read_counters
 from llmsql.spark.desk import desk_of
 from llmsql.spark.model_files import portable_name
 from llmsql.spark.partition import PartitionFunction
@@ -32,10 +32,10 @@ from llmsql.statistics import QueryStatistics
 class Registration:
     """A model and settings as one session's functions use them."""
 
-    context: SparkContext  # None over Spark Connect, as are the counters
+    context: SparkContext  # None over Spark Connect
     model: str | Model
     settings: Settings
-    counters: Accumulator[Counters]
+    counters: Accumulator[Counters] | None  # none over Spark Connect, and of a dry run
 
     @property
     def is_live(self) -> bool:
@@ -50,6 +50,10 @@ class Registration:
         """
         name = call.model and _travelling(call.model, self.settings, self.context is None)
         return call if name == call.model else replace(call, model=name)
+
+    def counters_with(self, own: Accumulator[Counters]) -> tuple[Accumulator[Counters], ...]:
+        """Where the tasks of a stage with counters of its `own` count."""
+        return (own,) if self.counters is None else (own, self.counters)
 
     def function(self, name: str, call: Call | None = None, *, in_place: bool = False) -> UserDefinedFunction:
         """The function as a Spark UDF; see `PartitionFunction` for `call` and `in_place`."""
@@ -116,6 +120,9 @@ def register(
     registration = Registration(context, _portable_model(model, checked, over_connect), checked, counters)
     for name in FUNCTIONS:
         spark.udf.register(name, registration.function(name))
+    replaced = _by_session.get(spark)
+    if replaced is not None and replaced.counters is not None:
+        forget_counters(replaced.counters)
     _by_session[spark] = _last = registration
     return spark
 

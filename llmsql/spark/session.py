@@ -37,7 +37,7 @@ from llmsql.spark.counters import last_query, note_query
 from llmsql.spark.dialect import as_planned
 from llmsql.spark.dry_run import SparkDryRunner
 from llmsql.spark.in_place import register_in_place
-from llmsql.spark.kept_frames import give_back, kept_frames, read_once
+from llmsql.spark.kept_frames import give_back, kept_frames, read_once, sweep
 from llmsql.spark.plan_runner import SparkPlanRunner
 from llmsql.spark.refusals import BY_SPARK, clear_refusals
 from llmsql.spark.registration import Registration
@@ -92,8 +92,7 @@ class PlanningSession:
             BudgetError: the statement costs more than `max_rows`, `max_tokens` or `max_seconds`.
             InterruptError: `interrupt` was called; after Ctrl-C it is a KeyboardInterrupt.
         """
-        kept = kept_frames(self.spark)
-        kept.sweep()
+        sweep(self.spark)
         if ERRORS_FUNCTION in sqlQuery.lower():
             return self._with_errors(sqlQuery, args, kwargs)
         explained = EXPLAIN.match(sqlQuery)
@@ -136,7 +135,7 @@ class PlanningSession:
                 give_back(runner.frames)
             statistics.seconds = time.perf_counter() - started
         if is_query:
-            kept.keep(result, runner.frames)
+            kept_frames(self.spark).keep(result, runner.frames)
         warn_of_failures(statistics)
         return result
 
@@ -173,6 +172,7 @@ class PlanningSession:
 
     def close(self) -> None:
         """Give back the memory and disk space of all answers; results still in use would ask again. Idempotent."""
+        sweep(self.spark)
         kept_frames(self.spark).clear()
 
     def __getattr__(self, name: str) -> Any:
