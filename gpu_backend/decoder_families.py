@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .context import read_context
+from .cpu_memory import give_back_freed_memory
 from .decoder import FusedDecoder
 from .decoder_layer import DecoderLayer, Norm
 from .embedding import Embedding, PlainEmbedding
@@ -85,11 +86,13 @@ def fuse(
         layers.append(parts.layer(layer, number, options, shape, last=number == len(base.layers) - 1))
         if pages is not None:
             pages.drop()
+    give_back_freed_memory()
     embedding, context = base.embed_tokens, read_context(model).length
     scale, device = _embedding_scale(embedding), embedding.weight.device
     embed, head = parts.ends(embedding, model.lm_head)
     if pages is not None:
         pages.drop()  # of the head
+    give_back_freed_memory()
     return FusedDecoder(
         embedding=embed,
         embedding_scale=scale,
