@@ -296,6 +296,8 @@ def session(url: str, folder: Path, settings: Mapping[str, Any]) -> SparkSession
         builder = builder.config(name, str(value).lower() if isinstance(value, bool) else value)
     found = builder.getOrCreate()
     found.sparkContext.setLogLevel("OFF")
+    for name in settings:  # else those of the JVM's first application would be those of all after it
+        found.sparkContext._jvm.java.lang.System.clearProperty(name)
     return found
 
 
