@@ -165,6 +165,14 @@ def test_a_misspelt_option_is_named_with_all_that_there_are(con, model, name, wr
     assert model.calls == before
 
 
+def test_an_option_with_an_equals_sign_is_told(con):
+    with pytest.raises(llmsql.CallError, match=r"if max_tokens is meant as an option, write max_tokens => "):
+        con.sql("SELECT llm('Q', s, max_tokens = 3) FROM t")
+    with pytest.raises(llmsql.CallError) as caught:
+        con.sql("SELECT llm('Q', s, nothing = 3) FROM t")
+    assert "option" not in str(caught.value)
+
+
 def test_labels_and_schema_are_given_once(con):
     for call in (
         "llm_classify('Q', ['a'], s, labels := ['b'])",

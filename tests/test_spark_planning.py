@@ -12,14 +12,16 @@ import time
 import warnings
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlglot
 from sqlglot import exp
 
 import llmsql
-from llmsql import CallError, LlmsqlError, QueryError, RowError
+from llmsql import CallError, ClosedError, LlmsqlError, QueryError, RowError
 from llmsql.testing import FakeModel
 
 pytest.importorskip("pyspark", reason="the Spark tests need pyspark: pip install 'llmsql[spark]'")
@@ -34,6 +36,7 @@ from llmsql.spark import llm, llm_classify, llm_filter, where_llm, with_llm
 from llmsql.spark.kept_frames import kept_frames, sweep
 from llmsql.spark.registration import registration_of
 from llmsql.spark.requirements import check_java, pyspark_version
+from llmsql.spark.session import PlanningSession
 
 pytestmark = pytest.mark.spark
 
@@ -197,6 +200,19 @@ class TestStatements:
             spark.sql("SELECT llm('Say', nothing) FROM products")
         with pytest.raises(QueryError, match="`nothing` cannot be resolved"):
             spark.sql("SELECT llm('Say', title) FROM products WHERE nothing > 3")
+        with pytest.raises(QueryError, match="GROUP BY"):
+            spark.sql("SELECT title, llm_agg('Say', category) FROM products")
+        spark.sql("CREATE TABLE here USING parquet AS SELECT 'a' AS x")
+        try:
+            with pytest.raises(QueryError, match=r"keeps no view with LLM calls, .* CREATE TEMPORARY VIEW"):
+                spark.sql("CREATE VIEW kept AS SELECT llm('Say', x) AS t FROM here")
+        finally:
+            spark.sql("DROP TABLE here")
+
+    def test_after_the_application_has_ended(self, spark):
+        ended = replace(registration_of(spark.spark), context=SimpleNamespace(_jsc=None))
+        with pytest.raises(ClosedError, match="has ended: start one, and register"):
+            PlanningSession(spark.spark, ended).sql("SELECT llm('Say', 'x')")
 
     @pytest.mark.parametrize(
         ("call", "said"),
@@ -268,6 +284,8 @@ class TestDataFrames:
             with_llm(spark.table("reviews"), "x", F.upper(llm("Say", "body")))
         with pytest.raises(CallError, match="where_llm needs"):
             where_llm(spark.table("reviews"), llm("Say", "body"))
+        with pytest.raises(CallError, match="must be a DataFrame, not str"):
+            with_llm("reviews", "x", llm("Say", "body"))
 
     def test_answers_are_given_back_when_nothing_can_read_them(self, spark):
         result = with_llm(spark.table("products"), "said", llm("Say", "title"))

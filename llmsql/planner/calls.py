@@ -151,6 +151,17 @@ def is_option(argument: exp.Expression) -> bool:
     return isinstance(argument, (exp.PropertyEQ, exp.Kwarg))
 
 
+def meant_as_option(node: exp.Anonymous) -> str:
+    """What to say of a call whose arguments do not bind, where one looks like an option: `max_tokens = 3`; else ""."""
+    function = FUNCTIONS[node.name.lower()]
+    for argument in positional_arguments(node):
+        if isinstance(argument, exp.EQ) and isinstance(argument.this, exp.Column) and not argument.this.table:
+            name = argument.this.name.lower()
+            if name in (*function.options, function.second_name):
+                return f" (if {name} is meant as an option, write {name} => ...)"
+    return ""
+
+
 def positional_arguments(node: exp.Anonymous) -> list[exp.Expression]:
     """The arguments of a call that are no options: the prompt, what else the function has, the fields."""
     return [argument for argument in node.expressions if not is_option(argument)]

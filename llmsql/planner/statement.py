@@ -12,6 +12,7 @@ from llmsql.planner.calls import (
     call_text,
     has_llm_call,
     is_llm_call,
+    meant_as_option,
     own_calls,
     parse_call,
     position,
@@ -159,7 +160,8 @@ def _check_arguments(node: exp.Anonymous, original: exp.Select, catalog: Catalog
         catalog.columns(null_calls(alone))
     except QueryError as problem:
         line, column = position(node)
-        raise CallError(f"{node.name.lower()}: {problem}", line=line, column=column) from problem
+        text = f"{node.name.lower()}: {problem}{meant_as_option(node)}"
+        raise CallError(text, line=line, column=column) from problem
 
 
 def _bindable(bindable: exp.Query) -> exp.Query:

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from llmsql.errors import CallError
 from llmsql.failures import warn_of_failures
 from llmsql.functions import FUNCTIONS
+from llmsql.planner.calls import AGGREGATE
 from llmsql.planner.plan import Stage
 from llmsql.planner.scratch_names import fresh_name
 from llmsql.spark.asking import ask
@@ -23,6 +24,7 @@ from llmsql.spark.running import Running
 from llmsql.spark.stage_function import COUNT, VALUE
 from llmsql.statistics import QueryStatistics, StageStatistics
 
+BY_ROW = [name for name in sorted(FUNCTIONS) if name != AGGREGATE]
 # Of a logical plan: parts that may choose other rows, or other values, each time they run.
 UNSTABLE = re.compile(r"\b(Local|Global)?Limit|\bOffset|\bSample\b|\bDeduplicate|\bWindow\b|\bTail\b|first\(|rand")
 
@@ -49,8 +51,8 @@ def with_llm(frame: DataFrame, name: str, column: Column) -> DataFrame:
     call = call_of(column)
     if call is None:
         raise CallError(
-            f"with_llm: column {name!r} must be what {', '.join(sorted(FUNCTIONS))} of llmsql.spark returned itself, "
-            "not an expression around it: compute with the new column afterwards"
+            f"with_llm: column {name!r} must be what {', '.join(BY_ROW)} of llmsql.spark returned itself, not an "
+            "expression around it: compute with the new column afterwards (llm_agg is for groupBy(...).agg)"
         )
     answered, value, drop = _answered(frame, call)
     return answered.withColumn(name, F.col(value)).drop(value, *drop)
@@ -74,6 +76,8 @@ def where_llm(frame: DataFrame, column: Column) -> DataFrame:
 
 def _answered(frame: DataFrame, llm: LlmColumn) -> tuple[DataFrame, str, list[str]]:
     """The rows of the frame with their answers: (frame, column of the answers, other columns to drop)."""
+    if not hasattr(frame, "isStreaming"):
+        raise CallError(f"with_llm, where_llm: the first argument must be a DataFrame, not {type(frame).__name__}")
     if frame.isStreaming:
         raise CallError("with_llm, where_llm: a stream has no end: use the function as a column, or foreachBatch")
     started = time.perf_counter()

@@ -13,6 +13,7 @@ from llmsql.spark.catalog import shown
 CHANGING = re.compile(r"\s*(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 BY_SPARK = "{} is run by Spark itself: its calls run as UDFs, which ask again for each partition and each attempt"
 NO_NAMES = "NAMED_PARAMETERS_NOT_SUPPORTED"  # a class of Spark's errors
+NOT_KEPT = "INVALID_TEMP_OBJ_REFERENCE"
 CANNOT_CHANGE = ("UNSUPPORTED_FEATURE", "Unexpected table relation")  # one of them is an internal error of Spark's
 OPTION = re.compile(r"\b(\w+)\s*=>")
 
@@ -28,7 +29,8 @@ def clear_refusals(text: str) -> Iterator[None]:
     """While Spark runs a statement with calls as it stands.
 
     Raises:
-        QueryError: a call has options, or Spark cannot run UPDATE, DELETE or MERGE on this table.
+        QueryError: a call has options, or stands in a view that is to stay, or Spark cannot run UPDATE, DELETE or MERGE
+            on this table.
     """
     statement = changing(text)
     try:
@@ -41,6 +43,11 @@ def clear_refusals(text: str) -> Iterator[None]:
             raise QueryError(
                 f"options ({options}) are for statements that are planned, because Spark's own functions take none; "
                 "functions of llmsql.spark that give Columns take them in every DataFrame"
+            ) from problem
+        if NOT_KEPT in str(problem) and "of the type FUNCTION" in str(problem):
+            raise QueryError(
+                "Spark keeps no view with LLM calls, whose functions are the session's: CREATE TEMPORARY VIEW, or "
+                "CREATE TABLE ... AS SELECT, which keeps the answers"
             ) from problem
         if statement is None:
             raise

@@ -13,13 +13,13 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from sqlglot import exp
 
-from llmsql.errors import QueryError
+from llmsql.errors import ClosedError, QueryError
 from llmsql.explaining import forecast_text
 from llmsql.failures import warn_of_failures
 from llmsql.forecast import DryRun
 from llmsql.model import Model
 from llmsql.planner import Plan, Switches, plan_statement
-from llmsql.planner.calls import has_llm_call
+from llmsql.planner.calls import AGGREGATE, has_llm_call
 from llmsql.planner.clauses import CHANGING
 from llmsql.planner.parsing import (
     ERRORS_FUNCTION,
@@ -91,7 +91,10 @@ class PlanningSession:
             RowError: a row failed and the call said `on_error => 'fail'`.
             BudgetError: the statement costs more than `max_rows`, `max_tokens` or `max_seconds`.
             InterruptError: `interrupt` was called; after Ctrl-C it is a KeyboardInterrupt.
+            ClosedError: the Spark application has ended.
         """
+        if not self._registration.is_live:
+            raise ClosedError("the Spark application of this session has ended: start one, and register its session")
         sweep(self.spark)
         if ERRORS_FUNCTION in sqlQuery.lower():
             return self._with_errors(sqlQuery, args, kwargs)
@@ -128,7 +131,9 @@ class PlanningSession:
                 with clear_refusals(sqlQuery):
                     result = runner.run_final(plan, before)
         except (QueryError, PySparkException) as problem:
-            result = self._unplanned(problem, sqlQuery, args, may_run=is_query)
+            # As a function for Spark itself, llm_agg is no aggregate.
+            may_run = is_query and AGGREGATE not in sqlQuery.lower()
+            result = self._unplanned(problem, sqlQuery, args, may_run=may_run)
         finally:
             runner.drop_views()
             if result is None or not is_query:
