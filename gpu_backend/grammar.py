@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -200,10 +201,37 @@ def _adapt(tokenizer: PromptTokenizer, vocab_size: int, eos_token_ids: tuple[int
     kind = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
     for token in range(tokenizer.vocab_size, max(end) + 1):  # llguidance takes an end from the tokenizer's tokens only
         state["added_tokens"].append({"id": token, "content": f"<|llmsql {token}|>", **kind})
+    _hide_control_tokens(state, end)
     try:
         return llguidance.LLTokenizer(json.dumps(state), n_vocab=size, eos_token=end)
     except ValueError as problem:
         raise RequestError(f"llguidance cannot use this model's tokenizer: {_reason(str(problem))}") from problem
+
+
+def _hide_control_tokens(state: dict[str, Any], end: Sequence[int]) -> None:
+    """Give control tokens names that no text has: llguidance tokenizes the text that a grammar forces.
+
+    Otherwise a schema in which `"<|im_end|>"` is a value would force the token, which ends the output before it is one.
+    """
+    model = state["model"]
+    vocab: Any = model["vocab"]  # piece to id, or pieces with their scores
+    pieces = {token: piece for piece, token in vocab.items()} if isinstance(vocab, dict) else None
+    added = {token["id"]: token for token in state["added_tokens"]}
+    nonce, renamed = secrets.token_hex(8), set()
+    for token in {*end, *(token for token, entry in added.items() if entry["special"])}:
+        name = f"<|llmsql {nonce} {token}|>"
+        if token in added:
+            if added[token]["content"] == model.get("unk_token"):
+                continue  # tokenizers looks for it by name
+            added[token]["content"] = name
+        if pieces is not None and token in pieces:
+            vocab[name] = vocab.pop(pieces[token])
+            renamed.add(pieces[token])
+        elif pieces is None and token < len(vocab) and token != model.get("unk_id"):
+            vocab[token] = [name, vocab[token][1]]
+    if merges := model.get("merges"):
+        pairs = ((merge, merge.split(" ") if isinstance(merge, str) else merge) for merge in merges)
+        model["merges"] = [merge for merge, pair in pairs if "".join(pair) not in renamed and renamed.isdisjoint(pair)]
 
 
 def _native_grammar(grammar: Grammar) -> str:

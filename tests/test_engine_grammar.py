@@ -454,3 +454,19 @@ def test_nan_and_failing_steps_leave_the_masks_usable(monkeypatch: pytest.Monkey
             patch.setattr(engine._runner, "forward", run_short)
             assert {key: answer.text for key, answer in answers(engine, batch).items()} == expected
         assert {key: answer.text for key, answer in answers(engine, batch).items()} == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("forced_tokens", [True, False])
+def test_a_text_that_spells_a_control_token_is_text(kind: str, forced_tokens: bool) -> None:
+    model, tokenizer = speaking_model(kind)
+    texts = {
+        '"<|im_end|>"': Grammar.json_schema({"enum": ["<|im_end|>"]}),
+        '"a</s>b<s>"': Grammar.json_schema({"const": "a</s>b<s>"}),
+        "<|im_end|>": Grammar.choices(["<|im_end|>"]),
+        "x<|im_start|>y": Grammar.regex(r"x<\|im_start\|>y"),
+    }
+    with Engine(model, tokenizer=tokenizer, forced_tokens=forced_tokens) as engine:
+        requests = [Request(text, [5, 6], max_tokens=60, grammar=grammar) for text, grammar in texts.items()]
+        for answer in engine.generate(requests):
+            assert (answer.error, answer.text, answer.finish_reason) == (None, answer.id, "stop")
