@@ -21,7 +21,7 @@ from llmsql.planner.hazards import IsText
 from llmsql.planner.planning import IN_PLACE_PREFIX
 from llmsql.planner.scratch_names import without_prefixes
 from llmsql.spark.attempts import attempted
-from llmsql.spark.dialect import spark_sql
+from llmsql.spark.dialect import DIALECT, spark_sql
 
 SPARK_LOG = "SQLQueryContextLogger"
 # Also those that answer the same within a statement: a plan is several statements.
@@ -59,7 +59,7 @@ class SparkCatalog:
         run: runs SQL with the statement's parameters.
     """
 
-    dialect = "spark"
+    dialect = DIALECT
     in_place_prefix = IN_PLACE_PREFIX
     has_row_numbers = False
 

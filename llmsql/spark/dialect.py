@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import ClassVar
 
 import sqlglot
-from sqlglot import ErrorLevel, exp
+from sqlglot import ErrorLevel, Generator, exp
+from sqlglot.dialects.spark import Spark
+from sqlglot.transforms import any_to_exists, eliminate_distinct_on, eliminate_qualify, preprocess, unnest_to_explode
 
 from llmsql.errors import CallError
 from llmsql.planner.calls import has_llm_call
 from llmsql.planner.planning import IN_PLACE_PREFIX
 from llmsql.spark.comparing import compare_entries
+from llmsql.spark.requirements import QUALIFY, pyspark_version
 from llmsql.spark.user_functions import describe_fields
 
 # Functions that the planner writes, by Spark's names of them.
 WORDS = {"list_contains": "array_contains", "row": "struct"}
+DIALECT = "plannedspark"  # by which sqlglot knows the class below
+
+
+def _select_sql(generator: Generator, select: exp.Select) -> str:
+    rules = [eliminate_distinct_on, unnest_to_explode, any_to_exists]
+    if pyspark_version() < QUALIFY:
+        rules.insert(0, eliminate_qualify)  # which loses the names of tables in it, and puts LIMIT before it
+    return str(preprocess(rules)(generator, select))
+
+
+class PlannedSpark(Spark):  # type: ignore[misc]
+    """Spark's dialect with QUALIFY, where this Spark has it."""
+
+    class Generator(Spark.Generator):  # type: ignore[misc]
+        """Writes it."""
+
+        TRANSFORMS: ClassVar = {**Spark.Generator.TRANSFORMS, exp.Select: _select_sql}
 
 
 def spark_sql(planned: str | exp.Expression, maps: Collection[str] = ()) -> str:
@@ -25,8 +46,8 @@ def spark_sql(planned: str | exp.Expression, maps: Collection[str] = ()) -> str:
     >>> spark_sql(exp.select(exp.cast(exp.null(), "JSON")))
     'SELECT CAST(NULL AS STRING)'
     """
-    tree = sqlglot.parse_one(planned, dialect="spark") if isinstance(planned, str) else planned
-    return str(tree.transform(_for_spark, maps).sql(dialect="spark", unsupported_level=ErrorLevel.IGNORE))
+    tree = sqlglot.parse_one(planned, dialect=DIALECT) if isinstance(planned, str) else planned
+    return str(tree.transform(_for_spark, maps).sql(dialect=DIALECT, unsupported_level=ErrorLevel.IGNORE))
 
 
 def _for_spark(node: exp.Expression, maps: Collection[str]) -> exp.Expression:

@@ -13,6 +13,7 @@ from llmsql.errors import LlmsqlError
 MINIMUM_PYSPARK = (3, 5)
 CONNECT = (4, 0)  # the first Spark Connect whose DataFrames are of the same classes, and can be checkpointed
 ARROW_UDF = (4, 1)  # the first Spark that has iterator UDFs over Arrow
+QUALIFY = (4, 3)  # a Spark that has it
 MINIMUM_JAVA = 17  # also of Spark 3.5, which could do with less
 # Spark 4 asks for this module at its start; some cut-down Java runtimes lack it.
 JAVA_MODULE = "jdk.incubator.vector"
