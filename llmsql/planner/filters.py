@@ -108,11 +108,12 @@ class _BatchScope(Scope):
         self.catalog = whole.catalog
         self.original = self.select
         self.carried = whole.carried
-        self.answers = set()
+        self.answers = {}
         self._count = exp.column("n", table=candidates.name)
 
     def is_text(self, column: exp.Expression) -> bool | None:
-        return self._whole.is_text(column)
+        own = isinstance(column, exp.Column) and column.table in self.answers
+        return super().is_text(column) if own else self._whole.is_text(column)
 
     def row_count(self) -> exp.Expression:
         return exp.cast(exp.Sum(this=self._count.copy()), "BIGINT")

@@ -62,6 +62,14 @@ COMPARING: tuple[type[exp.Expression], ...] = (
     exp.In,
 )
 
+# Nodes whose value is never a text, nodes whose value always is, and types of values that are none.
+NUMERIC: tuple[type[exp.Expression], ...] = (
+    *(exp.Length, exp.Add, exp.Sub, exp.Mul, exp.Div, exp.IntDiv, exp.Mod, exp.Neg),
+    *(exp.Year, exp.Month, exp.Day, exp.Extract, exp.Boolean, exp.Predicate, exp.Connector, exp.Not),
+)
+TEXTUAL: tuple[type[exp.Expression], ...] = (exp.Lower, exp.Upper, exp.Trim, exp.DPipe, exp.Concat, exp.Substring)
+NUMBERS = (*exp.DataType.NUMERIC_TYPES, *exp.DataType.TEMPORAL_TYPES, exp.DataType.Type.BOOLEAN)
+
 
 def may_raise(expression: exp.Expression, is_text: IsText | None = None) -> bool:
     """Whether evaluating the expression may stop the statement with an error; True when that is not known.
@@ -103,7 +111,7 @@ def compares_alike(node: exp.Expression, is_text: IsText | None) -> bool:
         return True
     if is_text is None:
         return False
-    kinds = {_is_text(side, is_text) for side in sides}
+    kinds = {holds_text(side, is_text) for side in sides}
     return len(kinds) == 1 and None not in kinds
 
 
@@ -113,14 +121,32 @@ def _is_constant_text(side: exp.Expression, is_text: IsText | None) -> bool:
     return isinstance(side, exp.Literal) and bool(side.is_string)
 
 
-def _is_text(side: exp.Expression, is_text: IsText) -> bool | None:
-    """Whether an operand is a text; None when that is not known."""
+def holds_text(side: exp.Expression, is_text: IsText) -> bool | None:
+    """Whether the value of an expression is a text; None when that is not known."""
+    side = side.unnest()
     if isinstance(side, (exp.Column, exp.Placeholder)):
         return is_text(side)
     if isinstance(side, exp.Literal):
         return bool(side.is_string)
-    if isinstance(side, (exp.Length, exp.Boolean)):
+    if isinstance(side, exp.Cast):
+        is_number = side.to.is_type(*NUMBERS)
+        return not is_number if is_number or side.to.is_type(*exp.DataType.TEXT_TYPES) else None
+    if isinstance(side, (exp.Coalesce, exp.Nullif, exp.Case, exp.If)):
+        kinds = {holds_text(value, is_text) for value in _values(side)}
+        return kinds.pop() if len(kinds) == 1 else None
+    if isinstance(side, NUMERIC):
         return False
-    if isinstance(side, (exp.Lower, exp.Upper, exp.Trim, exp.DPipe, exp.Concat)):
+    if isinstance(side, TEXTUAL):
         return True
     return None
+
+
+def _values(node: exp.Expression) -> list[exp.Expression]:
+    """The expressions one of which is the value of COALESCE, NULLIF, CASE or IF."""
+    if isinstance(node, exp.Case):
+        found = [*[branch.args["true"] for branch in node.args["ifs"]], node.args.get("default")]
+    elif isinstance(node, exp.If):
+        found = [node.args["true"], node.args.get("false")]
+    else:
+        found = [node.this, *node.expressions] if isinstance(node, exp.Coalesce) else [node.this]
+    return [value for value in found if value is not None and not isinstance(value, exp.Null)]

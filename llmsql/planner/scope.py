@@ -43,7 +43,7 @@ class Scope:
         self.catalog = planning.catalog
         self.original = planning.originals[select.meta[TAG]]
         self.carried: dict[str, exp.Expression] = {}  # column of a scratch table: what it was in the user's FROM
-        self.answers: set[str] = set()  # relations of answers that were joined to FROM
+        self.answers: dict[str, str] = {}  # relations of answers that were joined to FROM, with the answers' types
         self._source_columns: list[tuple[str, str]] | None = None
 
     def calls(self) -> list[exp.Anonymous]:
@@ -104,9 +104,11 @@ class Scope:
         return kinds.pop() if len(kinds) == 1 else None
 
     def is_text(self, column: exp.Expression) -> bool | None:
-        """Whether a column of FROM or a parameter holds texts; None when that is not known."""
+        """Whether a column of FROM, an answer or a parameter holds texts; None when that is not known."""
         if isinstance(column, exp.Placeholder):
             return isinstance(self.catalog.constant(column), str)
+        if isinstance(column, exp.Column) and column.table in self.answers:
+            return not self.answers[column.table].startswith(NUMBERS_AND_DATES)
         original = self._carried_from(column)
         if not isinstance(original, exp.Column):
             return None

@@ -201,7 +201,7 @@ class Staging:
                 value = self.scope.catalog.attempt(value, self.scope.is_text, wholly=False) or value
             answered = exp.column(key, table=stage.name)
             equal.append(same_value(value, answered, by_bytes=self.scope.planning.by_bytes))
-        self.scope.answers.add(stage.name)
+        self.scope.answers[stage.name] = stage.call.sql_type
         join_answers(self.scope.select, table_named(stage.name), exp.and_(*equal, copy=False))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from llmsql.planner.hazards import COMPARING, SAFE, IsText, compares_alike
+from llmsql.planner.hazards import COMPARING, SAFE, IsText, compares_alike, holds_text
 
 ARITHMETIC: dict[type[exp.Expression], str] = {
     exp.Add: "try_add",
@@ -17,7 +17,9 @@ ARITHMETIC: dict[type[exp.Expression], str] = {
     exp.Div: "try_divide",
 }
 REMAINDERS = (exp.Mod, exp.IntDiv)  # raise for a divisor of zero alone
-CASTING: tuple[type[exp.Expression], ...] = (*ARITHMETIC, *REMAINDERS, exp.Neg)  # a text would be cast first
+DATE_PARTS = (exp.Year, exp.Month, exp.Day, exp.Extract)
+# A text would be cast first.
+CASTING: tuple[type[exp.Expression], ...] = (*ARITHMETIC, *REMAINDERS, *DATE_PARTS, exp.Neg)
 # Functions that raise for no value in Spark, beside those of all engines.
 TOTAL: tuple[type[exp.Expression], ...] = (
     *(exp.Alias, exp.Var, exp.Interval, exp.Substring, exp.Left, exp.Right, exp.Replace, exp.Contains, exp.EndsWith),
@@ -53,13 +55,7 @@ def _is_known(node: exp.Expression, is_text: IsText) -> bool:
 
 
 def _is_no_text(operand: exp.Expression, is_text: IsText) -> bool:
-    if isinstance(operand, (exp.Column, exp.Placeholder)):
-        return is_text(operand) is False
-    if isinstance(operand, exp.Literal):
-        return not operand.is_string
-    if isinstance(operand, exp.Cast):
-        return not operand.to.is_type(*exp.DataType.TEXT_TYPES)
-    return isinstance(operand, (*CASTING, exp.Interval, exp.Length, exp.ArraySize))
+    return isinstance(operand, (exp.Interval, exp.ArraySize, exp.Var)) or holds_text(operand, is_text) is False
 
 
 def _attempt(node: exp.Expression) -> exp.Expression:
