@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 SETUP = """
 CREATE TABLE a AS SELECT range AS id, range % 5 AS k, CASE WHEN range % 7 = 0 THEN NULL ELSE 'a' || range % 6 END AS s,
@@ -28,6 +29,9 @@ WINDOW_CALLS = [
 
 class Statements:
     """Statements of every shape that the planner stages, and of some that it leaves."""
+
+    others = ""  # columns that the tables have beside id, k, s and n, each with a comma before it
+    set_operations: Sequence[str] = ("UNION ALL", "UNION", "INTERSECT", "EXCEPT", "UNION ALL BY NAME", "EXCEPT ALL")
 
     def __init__(self, seed: int):
         self.random = random.Random(seed)
@@ -80,7 +84,6 @@ class Statements:
         return text
 
     def set_operation(self) -> str:
-        kinds = ["UNION ALL", "UNION", "INTERSECT", "EXCEPT", "UNION ALL BY NAME", "EXCEPT ALL"]
         width = self.random.randint(1, 2)
         parts = []
         for _ in range(self.random.choice([2, 2, 3])):
@@ -89,7 +92,7 @@ class Statements:
             parts.append(self.select(items, source, self.where(names)))
         text = parts[0]
         for part in parts[1:]:
-            text += f" {self.random.choice(kinds)} {part}"
+            text += f" {self.random.choice(self.set_operations)} {part}"
         kind = self.random.random()
         if kind < 0.3:
             return f"SELECT {self.call(['u'], ['c0'])} AS d, * FROM ({text}) u" + (
@@ -104,7 +107,9 @@ class Statements:
             items = [self.item(["x", "y"]) for _ in range(2)]
             body = self.select(items, "c1 x JOIN c1 y ON x.id = y.id + 1", self.where(["x", "y"]))
         elif kind < 0.7:
-            second = f"SELECT y.id, y.k, {self.text(['y'])} AS s, y.n FROM c1 y WHERE {self.predicate(['y'])}"
+            second = (
+                f"SELECT y.id, y.k, {self.text(['y'])} AS s, y.n{self.others} FROM c1 y WHERE {self.predicate(['y'])}"
+            )
             inner = f"{inner}), c2 AS ({second}"
             body = self.select([self.item(["x"]), "x.id"], "c2 x", self.where(["x"]))
         else:
@@ -192,7 +197,11 @@ class Statements:
     def rows(self, q: str) -> str:
         """A query with the columns of the tables, the ids of which are unique."""
         columns = self.random.choice(
-            ["*", f"{q}.id, {q}.k, {q}.s, {q}.n", f"{q}.id, {q}.k, llm('Inner', {q}.s) AS s, {q}.n"]
+            [
+                "*",
+                f"{q}.id, {q}.k, {q}.s, {q}.n{self.others}",
+                f"{q}.id, {q}.k, llm('Inner', {q}.s) AS s, {q}.n{self.others}",
+            ]
         )
         limit = f" ORDER BY {q}.id LIMIT 20" if self.chance(0.3) else ""
         return f"SELECT {columns} FROM a {q}{self.where([q], 1)}{limit}"

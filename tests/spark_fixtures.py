@@ -91,6 +91,8 @@ AFTER = (
         r"array_join(transform(array_sort(collect_list(struct(review_id, \1))), x -> x.\1), \2)",
     ),
 )
+# A type as options declare it, in a call of which a stand-in is made.
+TYPE = re.compile(r"INTEGER|DOUBLE|BOOLEAN|DATE|VARCHAR\[\]|STRUCT\([\w ,]+\)")
 
 
 class Written(Spark):
@@ -116,7 +118,17 @@ def statement(fixture: Fixture) -> str:
 def without_calls(fixture: Fixture) -> str:
     """The same with an expression of Spark's own for each call, which needs the same columns."""
     spelt = SPELT.get(fixture.name)
-    tree = _parsed(fixture.sql) if spelt is None else sqlglot.parse_one(spelt, dialect="spark")
+    return (
+        in_spark_without_calls(fixture.sql) if spelt is None else _uncalled(sqlglot.parse_one(spelt, dialect="spark"))
+    )
+
+
+def in_spark_without_calls(sql: str) -> str:
+    """A statement of DuckDB's in Spark's words, with an expression of Spark's own for each call."""
+    return _uncalled(_parsed(sql))
+
+
+def _uncalled(tree: exp.Expression) -> str:
     return _written(tree.transform(_stand_in), Spark)
 
 
@@ -125,8 +137,9 @@ def _parsed(sql: str) -> exp.Expression:
         sql = re.sub(pattern, replacement, sql)
     tree = sqlglot.parse_one(sql, dialect="duckdb")
     for node in tree.find_all(exp.Table, exp.Column):  # Spark's tables are views of the session
-        for part in ("db", "catalog"):
-            node.set(part, None)
+        if node.args.get("catalog") or node.text("db") == "main":
+            node.set("db", None)
+            node.set("catalog", None)
     for option in list(tree.find_all(exp.PropertyEQ)):
         if isinstance(option.parent, exp.Anonymous):
             option.replace(exp.Kwarg(this=exp.var(option.this.name), expression=option.expression))
@@ -146,5 +159,22 @@ def _stand_in(node: exp.Expression) -> exp.Expression:
     function = FUNCTIONS[node.name.lower()]
     given = [argument.unalias() for argument in node.expressions if not isinstance(argument, exp.Kwarg)]
     needed = [argument.transform(_stand_in) for argument in [given[0], *given[function.leading :]]]
-    said = exp.Anonymous(this="to_json", expressions=[exp.Anonymous(this="struct", expressions=needed)])
-    return exp.TryCast(this=said, to=exp.DataType.build(function.sql_type, dialect="duckdb"), safe=True)
+    needed = [argument for argument in needed if not isinstance(argument, exp.Order)]
+    said: exp.Expression = exp.Anonymous(this="to_json", expressions=[exp.Anonymous(this="struct", expressions=needed)])
+    if function.name == "llm_agg":
+        said = exp.Max(this=said)
+    options = {
+        argument.this.name: argument.expression.name for argument in node.expressions if isinstance(argument, exp.Kwarg)
+    }
+    declared = given[1].name if function.name == "llm_extract" else options.get("return_type", "")
+    kind = exp.DataType.build(declared if TYPE.fullmatch(declared) else function.sql_type, dialect="duckdb")
+    value = exp.TryCast(this=said, to=kind, safe=True)
+    if kind.is_type(exp.DataType.Type.STRUCT, exp.DataType.Type.ARRAY, exp.DataType.Type.LIST):
+        value = exp.Anonymous(this="from_json", expressions=[said, exp.Literal.string(kind.sql(dialect="spark"))])
+    if options.get("on_error") == "return":
+        return exp.Anonymous(this="named_struct", expressions=[_text("answer"), value, _text("error"), _text("")])
+    return value
+
+
+def _text(value: str) -> exp.Expression:
+    return exp.Literal.string(value)
