@@ -8,12 +8,13 @@ from typing import ClassVar
 import sqlglot
 from sqlglot import ErrorLevel, Generator, exp
 from sqlglot.dialects.spark import Spark
-from sqlglot.transforms import any_to_exists, eliminate_distinct_on, eliminate_qualify, preprocess, unnest_to_explode
+from sqlglot.transforms import any_to_exists, eliminate_qualify, preprocess, unnest_to_explode
 
 from llmsql.errors import CallError
 from llmsql.planner.calls import has_llm_call
 from llmsql.planner.planning import IN_PLACE_PREFIX
 from llmsql.spark.comparing import compare_entries
+from llmsql.spark.distinct_on import numbered
 from llmsql.spark.requirements import QUALIFY, pyspark_version
 from llmsql.spark.user_functions import describe_fields
 
@@ -23,7 +24,7 @@ DIALECT = "plannedspark"  # by which sqlglot knows the class below
 
 
 def _select_sql(generator: Generator, select: exp.Select) -> str:
-    rules = [eliminate_distinct_on, unnest_to_explode, any_to_exists]
+    rules = [numbered, unnest_to_explode, any_to_exists]
     if pyspark_version() < QUALIFY:
         rules.insert(0, eliminate_qualify)  # which loses the names of tables in it, and puts LIMIT before it
     return str(preprocess(rules)(generator, select))
