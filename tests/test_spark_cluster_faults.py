@@ -146,13 +146,17 @@ class TestExecutors:
         assert [row.size for row in greedy.result()] == [1, 1, 1]
 
     def test_out_of_memory_at_each_attempt(self, spark, notes):
-        planned = noting(spark, notes, cache=str(notes.path.with_suffix(".sqlite")))
-        sql = "SELECT llm('Say', text) AS said FROM (SELECT {} AS text FROM range({}))"
+        cache = notes.path.with_suffix(".sqlite")
+        planned = noting(spark, notes, cache=str(cache))
+        sql = f"SELECT llm('Say', text) AS said FROM (SELECT {{}} AS text FROM range({ROWS}))"
         with pytest.raises(ModelError, match=r"memory.*: raise spark\.executor\.memory"):
-            planned.sql(sql.format(f"if(id = 40, '{HUGE}', concat('x', id))", ROWS))
-        asked = notes.asked()
-        assert found(planned.sql(sql.format("concat('x', id)", 3))) == (("X0",), ("X1",), ("X2",))
-        assert notes.asked() == asked, "finished rows are kept"
+            planned.sql(sql.format(f"if(id = 40, '{HUGE}', concat('x', id))"))
+        kept = kept_answers(cache)
+        assert kept > 1, "some tasks were on the other executor"
+        asked = notes.asked().total()
+        assert found(planned.sql(sql.format("concat('x', id)"))) == tuple(sorted((f"X{n}",) for n in range(ROWS)))
+        asked_again = notes.asked().total() - asked
+        assert asked_again - (ROWS - kept) in (0, 1), "finished rows are kept, perhaps the huge one as well"
 
 
 def greed(executor, once):
