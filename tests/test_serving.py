@@ -633,7 +633,8 @@ class TestServerGoes:
             two.close()
             eventually(lambda: server.leases == 1)
             stop = threading.Event()
-            ended = threading.Thread(target=server.end_when_unused, args=(0.1, stop), kwargs={"first": 9})
+            patience = {"first": 9, "awaited": lambda: True}
+            ended = threading.Thread(target=server.end_when_unused, args=(0.1, stop), kwargs=patience)
             ended.start()
             time.sleep(0.5)
             assert ended.is_alive()
@@ -643,6 +644,19 @@ class TestServerGoes:
             with pytest.raises(LostError, match="the engine is ending"):
                 three.hold()
             three.close()
+
+    def test_who_started_it_is_gone_before_it_came(self):
+        with served(FakeModel(describe)) as server:
+            there, stop = threading.Event(), threading.Event()
+            there.set()
+            patience = {"first": 600, "awaited": there.is_set}
+            ended = threading.Thread(target=server.end_when_unused, args=(0.1, stop), kwargs=patience)
+            ended.start()
+            time.sleep(0.5)
+            assert ended.is_alive()
+            there.clear()
+            ended.join(WAIT)
+            assert not ended.is_alive()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")

@@ -22,6 +22,7 @@ LOST = "Lost task 0.3 in stage 2.0 (TID 9) (10.0.0.7 executor 4): ExecutorLostFa
         ("java.lang.OutOfMemoryError: Java heap space", "raise spark.executor.memory"),
         ("pyarrow.lib.ArrowMemoryError: malloc of size 64 failed", "raise spark.executor.pyspark.memory"),
         ("SparkException: Python worker exited unexpectedly (crashed)", "if it was for memory"),
+        ("MetadataFetchFailedException: Missing an output location for shuffle 26 partition 0", "for want of memory"),
     ],
 )
 def test_what_to_do_and_where(text, said):

@@ -19,7 +19,7 @@ from llmsql.model import Model
 from llmsql.serving.private_files import write_private
 from llmsql.serving.server import EngineServer, Limits
 
-FIRST_CLIENT = 30.0  # seconds for the first client to come
+FIRST_CLIENT = 30.0  # seconds for who started the process to come as its first client
 NODE_LIMITS = Limits(max_request_bytes=2**30, max_requests=256)  # the clients are this user's own tasks
 
 
@@ -48,7 +48,7 @@ def run(spec: dict[str, Any], open_model: Callable[[dict[str, Any]], tuple[Model
     os.chmod(spec["socket"], 0o600)
     state = Path(spec["state"])
     write_private(state, {"location": location, "token": token, "pid": os.getpid()})
-    server.end_when_unused(spec["linger"], stop, first=FIRST_CLIENT)
+    server.end_when_unused(spec["linger"], stop, first=FIRST_CLIENT, awaited=lambda: os.getppid() == spec["starter"])
     # In this order: whoever finds no file waits for the lock, which ends with the process.
     state.unlink(missing_ok=True)
     if server.stop():

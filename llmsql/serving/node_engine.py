@@ -119,6 +119,7 @@ class NodeEngine:
             "state": str(files.state),
             "log": str(files.log),
             "linger": self._linger,
+            "starter": os.getpid(),
         }
         descriptor = os.open(files.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:

@@ -142,14 +142,16 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         with self._changed:
             return self._leases
 
-    def end_when_unused(self, seconds: float, stop: threading.Event, *, first: float) -> None:
+    def end_when_unused(
+        self, seconds: float, stop: threading.Event, *, first: float, awaited: Callable[[], bool]
+    ) -> None:
         """Wait until `stop`, or until no client has held the engine for so long; new leases are refused then.
 
-        `first`: how long the first client may take to come.
+        `first`: how long the first client may take to come, while it is `awaited`.
         """
         while not stop.wait(WATCH):
             with self._changed:
-                allowed = seconds if self._was_held else max(seconds, first)
+                allowed = max(seconds, first) if not self._was_held and awaited() else seconds
                 if self._leases == 0 and time.monotonic() - self._last_lease >= allowed:
                     self._ending.set()
                     return

@@ -20,6 +20,10 @@ MEMORY = (  # what a text says of memory, and what to do
         "a process ended: if it was for memory, raise spark.executor.memory or spark.executor.memoryOverhead, or lower "
         "batch_rows",
     ),
+    (
+        r"\bFetchFailed|\bMissing an output location for shuffle",
+        "executors that held its rows were lost each time, perhaps for want of memory: raise spark.executor.memory",
+    ),
 )
 
 
