@@ -25,8 +25,9 @@ DIALECT = "plannedspark"  # by which sqlglot knows the class below
 
 def _select_sql(generator: Generator, select: exp.Select) -> str:
     rules = [numbered, unnest_to_explode, any_to_exists]
-    if pyspark_version() < QUALIFY:
-        rules.insert(0, eliminate_qualify)  # which loses the names of tables in it, and puts LIMIT before it
+    # Spark's own finds no aggregates. Without it names of tables in it are lost, and LIMIT comes before it.
+    if pyspark_version() < QUALIFY or select.args.get("group") is not None:
+        rules.insert(0, eliminate_qualify)
     return str(preprocess(rules)(generator, select))
 
 
