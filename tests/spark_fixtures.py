@@ -12,6 +12,7 @@ from sqlglot.dialects.spark import Spark
 from sqlglot.transforms import any_to_exists, preprocess, unnest_to_explode
 
 from llmsql.functions import FUNCTIONS
+from llmsql.spark.dialect import PlannedSpark
 
 # Statements that Spark's SQL says in other words than any translation would find, by the names of their fixtures.
 SPELT = {
@@ -129,7 +130,7 @@ def in_spark_without_calls(sql: str) -> str:
 
 
 def _uncalled(tree: exp.Expression) -> str:
-    return _written(tree.transform(_stand_in), Spark)
+    return _written(tree.transform(_stand_in), PlannedSpark)
 
 
 def _parsed(sql: str) -> exp.Expression:
